@@ -1,0 +1,149 @@
+"""Every knob of the training, with its bounds, its default (the paper's) and its help text.
+
+`Field(description=...)` is the node's tooltip and the command line's help; the bounds are the widget's.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .types import MagiCaptureError, Task
+
+Preset = Literal["quick", "standard", "paper"]
+PLACEHOLDER_PATTERN = r"^<[A-Za-z0-9_-]{1,40}>$"
+
+
+class Settings(BaseModel):
+    """Frozen, and a misspelt knob is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TokenConfig(Settings):
+    """The learned word of one concept."""
+
+    placeholder_token: str = Field(
+        pattern=PLACEHOLDER_PATTERN, description="The learned word as it is written in prompts, in angle brackets."
+    )
+    initializer_token: str = Field(
+        description="The word whose embedding the learned word starts from; empty starts from small random numbers."
+    )
+    num_vectors: int = Field(
+        1, ge=1, le=16, description="How many vectors the word holds. More remember more, and obey the prompt less."
+    )
+
+
+class LoraConfig(Settings):
+    """The low-rank update of the weights, W' = W + (alpha / rank) U V^T."""
+
+    lora_rank: int = Field(4, ge=4, le=128, description="Size of the update. Higher learns more, and forgets more.")
+    lora_alpha: float = Field(
+        4.0, gt=0, le=256, description="Strength of the update: it is scaled by alpha / rank. Equal to rank means 1."
+    )
+    targets: Literal["cross-attention", "attention", "attention+ff"] = Field(
+        "cross-attention",
+        description="Layers of the UNet that learn. cross-attention is the paper's; the others add self-attention "
+        "and feed-forward layers.",
+    )
+    text_encoder: bool = Field(False, description="Also train a LoRA on the attention of the text encoder.")
+
+
+class LossConfig(Settings):
+    """Weights of Eq. 10 and the exact form of its terms."""
+
+    attention_weight: float = Field(
+        2.5, ge=0, le=100, description="Attention refocusing: keeps each learned word's attention inside its region."
+    )
+    attention_reduce: Literal["square_then_mean", "mean_then_square"] = Field(
+        "square_then_mean",
+        description="square_then_mean punishes every map by itself (Eq. 8); mean_then_square is the authors' code.",
+    )
+    attention_downscale: int = Field(
+        4, ge=1, le=8, description="Attention maps are read where the grid is the latent's size divided by this."
+    )
+
+
+class PhaseConfig(Settings):
+    """What both phases have. One step holds one item of each task; `accumulate` such groups make one update."""
+
+    num_steps: int = Field(ge=0, le=100_000, description="Optimizer steps of this phase.")
+    token_learning_rate: float = Field(ge=0, le=0.1, description="Learning rate of the learned words' vectors.")
+    weight_decay: float = Field(ge=0, le=1, description="AdamW's weight decay.")
+
+
+class InversionConfig(PhaseConfig):
+    """Phase 1: textual inversion, only the learned words move (Eq. 9)."""
+
+    num_steps: int = Field(1200, ge=0, le=100_000, description="Optimizer steps of phase 1, textual inversion.")
+    token_learning_rate: float = Field(
+        5e-4, ge=0, le=0.1, description="Learning rate of the learned words in phase 1."
+    )
+    weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW's weight decay in phase 1.")
+
+
+class TuningConfig(PhaseConfig):
+    """Phase 2: LoRA and learned words together (Eq. 10)."""
+
+    num_steps: int = Field(1500, ge=0, le=100_000, description="Optimizer steps of phase 2, LoRA tuning.")
+    token_learning_rate: float = Field(
+        1e-5, ge=0, le=0.1, description="Learning rate of the learned words in phase 2; 0 keeps them as they are."
+    )
+    lora_learning_rate: float = Field(1e-4, gt=0, le=0.1, description="Learning rate of the LoRA.")
+    weight_decay: float = Field(1e-3, ge=0, le=1, description="AdamW's weight decay in phase 2.")
+    tasks: tuple[Task, ...] = Field(
+        ("source", "reference", "composed"),
+        min_length=1,
+        description="What every step holds one item of: the subject's photo, the style's photo, and the style's "
+        "photo under the composed prompt.",
+    )
+
+
+class TrainConfig(Settings):
+    """Everything that decides a run, besides the photos and the base model."""
+
+    seed: int = Field(0, ge=0, lt=2**63, description="Same seed, same photos, same model: same LoRA.")
+    resolution: int = Field(
+        512, ge=64, le=1024, multiple_of=64, description="Side of the square training pictures in pixels."
+    )
+    subject: TokenConfig = TokenConfig(placeholder_token="<subject>", initializer_token="person")
+    style: TokenConfig = TokenConfig(placeholder_token="<style>", initializer_token="")
+    lora: LoraConfig = LoraConfig()
+    loss: LossConfig = LossConfig()
+    inversion: InversionConfig = InversionConfig()
+    tuning: TuningConfig = TuningConfig()
+    batch_size: int = Field(1, ge=1, le=16, description="Items of each task in one forward pass.")
+    accumulate: int = Field(1, ge=1, le=64, description="Groups of one item per task behind one optimizer step.")
+    max_grad_norm: float = Field(1.0, gt=0, le=1000, description="Gradients are clipped to this norm.")
+    flip: bool = Field(True, description="Mirror half of the pictures. Switch off for lettering or lopsided faces.")
+    dtype: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="Precision of the frozen base model. What is trained stays in fp32."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations: about a third slower, fits a 6 GB card."
+    )
+
+    @classmethod
+    def preset(cls, name: Preset) -> TrainConfig:
+        """`paper`: 1200 + 1500 steps of four groups. `standard`: the same steps of one group. `quick`: a first look."""
+        return cls.model_validate(PRESETS[name])
+
+
+PRESETS: dict[Preset, dict[str, Any]] = {
+    "quick": {"inversion": {"num_steps": 200}, "tuning": {"num_steps": 300}},
+    "standard": {},
+    "paper": {"accumulate": 4},
+}
+
+
+def parse_config(values: dict[str, Any]) -> TrainConfig:
+    """What a user typed, as nested dictionaries -> TrainConfig.
+
+    Raises MagiCaptureError in one line that names each bad field and what it should be.
+    """
+    try:
+        return TrainConfig.model_validate(values)
+    except ValidationError as error:
+        faults = (f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors())
+        raise MagiCaptureError("settings: " + "; ".join(faults)) from None

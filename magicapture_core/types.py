@@ -1,0 +1,65 @@
+"""The nouns that travel down the line. Knows torch and nothing else of ours.
+
+Shape legend, used in every docstring of the core:
+
+    B batch    N photos    L layers    K placeholder tokens    T prompt positions (77)    C channels
+    H W pixels             h w latent grid (h = H / vae factor)
+
+`images` are [B,3,H,W] in 0..1, `pixel_values` the same in -1..1; `masks` are [B,1,H,W] in 0..1, white = face.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+Side = Literal["subject", "style"]
+Task = Literal["source", "reference", "composed"]
+
+
+class MagiCaptureError(Exception):
+    """Something the user can mend. The message is one line that names the input and the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Face:
+    """One face in one picture, in that picture's pixels.
+
+    box: [4] x1 y1 x2 y2. landmarks: [5,2] x y of the eye, eye, nose tip, mouth corner, mouth corner, each pair from
+    left to right in the picture; None where only a mask is known. score: 0..1.
+    """
+
+    box: Tensor
+    landmarks: Tensor | None = None
+    score: float = 1.0
+    source_index: int = 0  # which of the given photos it came from
+    file_name: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Portraits:
+    """One side of the training set, framed: N square photos of one size with their face masks and faces.
+
+    images: [N,3,S,S] 0..1. masks: [N,1,S,S] 0..1, white = face. faces: N faces in the pixels of these squares.
+    """
+
+    images: Tensor
+    masks: Tensor
+    faces: list[Face] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoNote:
+    """What became of one photo: `used` says whether it is in the set, `text` says in words what was done and why."""
+
+    file_name: str
+    used: bool
+    text: str
+
+    def __str__(self) -> str:
+        return f"{'+' if self.used else '-'} {self.file_name}: {self.text}"
