@@ -117,8 +117,10 @@ class TrainConfig(Settings):
     accumulate: int = Field(1, ge=1, le=64, description="Groups of one item per task behind one optimizer step.")
     max_grad_norm: float = Field(1.0, gt=0, le=1000, description="Gradients are clipped to this norm.")
     flip: bool = Field(True, description="Mirror half of the pictures. Switch off for lettering or lopsided faces.")
-    dtype: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="Precision of the frozen base model. What is trained stays in fp32."
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="Precision of the frozen base model: auto is bf16 on graphics cards that compute in it, else fp32. "
+        "What is trained stays in fp32.",
     )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations: about a third slower, fits a 6 GB card."
