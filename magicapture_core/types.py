@@ -63,3 +63,22 @@ class PhotoNote:
 
     def __str__(self) -> str:
         return f"{'+' if self.used else '-'} {self.file_name}: {self.text}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Token:
+    """A learned word. vectors: [n,C] fp32; `placeholder` is how it is written in prompts, `name` whose it is."""
+
+    name: Side
+    placeholder: str
+    initializer: str
+    vectors: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoraLayer:
+    """The update of one linear layer, W' = W + scale (alpha / rank) up down. down: [rank,in], up: [out,rank]."""
+
+    down: Tensor
+    up: Tensor
+    alpha: float

@@ -1,0 +1,48 @@
+"""Templates of the three tasks. Text in, text out; knows nothing of tokenizers.
+
+Every template holds its placeholders exactly once. The first of each task is the paper's (methods: section 3.3 of
+arXiv 2309.06895); the others say the same in other words, so that the learned words do not cling to one sentence.
+"""
+
+from __future__ import annotations
+
+from .types import Task
+
+TEMPLATES: dict[Task, tuple[str, ...]] = {
+    "source": (
+        "A photo of {subject} person",
+        "A portrait of {subject} person",
+        "A close-up photo of {subject} person",
+        "A cropped photo of {subject} person",
+        "A good photo of {subject} person",
+        "A bright photo of {subject} person",
+        "A picture of the face of {subject} person",
+        "A rendition of {subject} person",
+    ),
+    "reference": (
+        "A photo of a person in the {style} style",
+        "A portrait of a person in the {style} style",
+        "A close-up photo of a person in the {style} style",
+        "A cropped photo of a person in the {style} style",
+        "A good photo of a person in the {style} style",
+        "A picture of a person in the {style} style",
+        "A rendition of a person in the {style} style",
+    ),
+    "composed": (
+        "A photo of a {subject} person in the {style} style",
+        "A portrait of a {subject} person in the {style} style",
+        "A close-up photo of a {subject} person in the {style} style",
+        "A cropped photo of a {subject} person in the {style} style",
+        "A good photo of a {subject} person in the {style} style",
+        "A bright photo of a {subject} person in the {style} style",
+        "A picture of a {subject} person in the {style} style",
+        "A rendition of a {subject} person in the {style} style",
+    ),
+}
+
+COMPOSED_PROMPT = TEMPLATES["composed"][0]
+
+
+def fill(template: str, subject: str, style: str) -> str:
+    """The template with both placeholder tokens in their places; other text, braces too, stays as it is."""
+    return template.replace("{subject}", subject).replace("{style}", style)

@@ -1,0 +1,121 @@
+"""Learned words: extra rows behind a frozen embedding table, and prompts that may hold them.
+
+In: a text encoder, a tokenizer, `Token`s. Out: input ids and trainable rows. The old table stays the very same tensor,
+so no optimizer can touch it, and the tokenizer is never changed: a placeholder is spliced into the ids as numbers
+behind the vocabulary.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import TokenConfig
+from .types import MagiCaptureError, Side, Token
+
+RANDOM_INIT_STD = 0.017  # of an embedding without a word to start from (the authors' code)
+
+
+class ExtendedEmbedding(nn.Module):
+    """A frozen table of V rows, and one trainable parameter [n,C] per learned word behind it."""
+
+    def __init__(self, base: nn.Embedding, tokens: Sequence[Token]) -> None:
+        super().__init__()
+        self.base = base
+        self.rows = nn.ParameterList(
+            nn.Parameter(token.vectors.detach().to(base.weight.device, torch.float32, copy=True)) for token in tokens
+        )
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """input_ids [B,T], those from V on being learned -> [B,T,C] in the table's dtype."""
+        num_old = self.base.num_embeddings
+        old = self.base(input_ids.clamp(max=num_old - 1))
+        learned = torch.cat(list(self.rows))[(input_ids - num_old).clamp(min=0)]
+        return torch.where((input_ids >= num_old)[..., None], learned.to(old.dtype), old)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokenizer together with the learned words: placeholder -> its consecutive ids."""
+
+    tokenizer: Any  # transformers' CLIPTokenizer, slow or fast, of any version
+    placeholders: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, tokenizer: Any, tokens: Sequence[Token]) -> Vocabulary:
+        placeholders, next_id = {}, len(tokenizer)
+        for token in tokens:
+            if token.placeholder in placeholders:
+                raise MagiCaptureError(f"two learned words are both called {token.placeholder}: rename one")
+            placeholders[token.placeholder] = tuple(range(next_id, next_id + len(token.vectors)))
+            next_id += len(token.vectors)
+        return cls(tokenizer, placeholders)
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts -> input_ids [B,T]: start, text, end, padding, cut to T as the text encoder wants it."""
+        tokenizer = self.tokenizer
+        length, end = tokenizer.model_max_length, tokenizer.eos_token_id
+        rows = []
+        for prompt in prompts:
+            ids = [tokenizer.bos_token_id, *self._text_ids(prompt)][: length - 1] + [end]
+            rows.append(ids + [tokenizer.pad_token_id] * (length - len(ids)))
+        return torch.tensor(rows)
+
+    def _text_ids(self, prompt: str) -> Iterator[int]:
+        pieces = [prompt]
+        if self.placeholders:
+            pieces = re.split("(" + "|".join(map(re.escape, self.placeholders)) + ")", prompt)
+        for piece in pieces:
+            if piece in self.placeholders:
+                yield from self.placeholders[piece]
+            elif piece.strip():
+                yield from self.tokenizer(piece, add_special_tokens=False).input_ids
+
+    def columns(self, input_ids: Tensor, placeholder: str) -> Tensor:
+        """[B,T] averaging weights over the positions of one placeholder; a row without it is all zero."""
+        found = torch.isin(input_ids, torch.tensor(self.placeholders[placeholder], device=input_ids.device)).float()
+        return found / found.sum(1, keepdim=True).clamp(min=1)
+
+
+def initial_token(
+    name: Side, config: TokenConfig, tokenizer: Any, table: Tensor, generator: torch.Generator
+) -> Token:
+    """The word before training: every vector starts from the initializer's embedding, or from N(0, 0.017^2).
+
+    table: [V,C] embedding weights. Raises MagiCaptureError when the initializer is not one token of the vocabulary.
+    """
+    if not config.initializer_token:
+        vectors = torch.randn(config.num_vectors, table.shape[1], generator=generator) * RANDOM_INIT_STD
+    else:
+        ids = tokenizer(config.initializer_token, add_special_tokens=False).input_ids
+        if len(ids) != 1:
+            raise MagiCaptureError(
+                f"{name}.initializer_token={config.initializer_token!r} is {len(ids)} tokens to this model: "
+                "take a common single word such as person, woman, man or portrait"
+            )
+        vectors = table[ids[0]].detach().cpu().float().repeat(config.num_vectors, 1)
+    return Token(name=name, placeholder=config.placeholder_token, initializer=config.initializer_token, vectors=vectors)
+
+
+@contextmanager
+def injected(text_encoder: nn.Module, tokens: Sequence[Token]) -> Iterator[list[nn.Parameter]]:
+    """The text encoder knows the tokens inside the block; yields their trainable rows, one [n,C] a token.
+
+    On leaving, the module is what it was: the same embedding object, the same weights.
+    """
+    base: nn.Embedding = text_encoder.get_input_embeddings()  # pyright: ignore[reportCallIssue, reportAssignmentType]
+    if not tokens:
+        yield []
+        return
+    extended = ExtendedEmbedding(base, tokens)
+    text_encoder.set_input_embeddings(extended)  # pyright: ignore[reportCallIssue]
+    try:
+        yield list(extended.rows)
+    finally:
+        text_encoder.set_input_embeddings(base)  # pyright: ignore[reportCallIssue]
