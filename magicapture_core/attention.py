@@ -36,9 +36,10 @@ class Capture:
     maps: dict[str, Tensor] = field(default_factory=dict)  # layer name -> [B,K,heads,h,w]
 
     def record(self, layer: str, size: tuple[int, int], query: Tensor, key: Tensor) -> None:
-        # A checkpointed block runs again in the backward pass; its maps were taken already.
-        if layer not in self.maps and (self.resolutions is None or size in self.resolutions):
-            self.maps[layer] = token_probs(query, key, self.tokens.to(query.device)).unflatten(-1, size)
+        if self.resolutions is None or size in self.resolutions:
+            probs = token_probs(query, key, self.tokens.to(query.device)).unflatten(-1, size)
+            # A checkpointed block runs again in the backward pass, and must do the same work, but its maps are taken.
+            self.maps.setdefault(layer, probs)
 
 
 class CapturingProcessor:

@@ -113,8 +113,12 @@ class TrainConfig(Settings):
     loss: LossConfig = LossConfig()
     inversion: InversionConfig = InversionConfig()
     tuning: TuningConfig = TuningConfig()
-    batch_size: int = Field(1, ge=1, le=16, description="Items of each task in one forward pass.")
-    accumulate: int = Field(1, ge=1, le=64, description="Groups of one item per task behind one optimizer step.")
+    accumulate: int = Field(
+        1, ge=1, le=64, description="Groups of one item of each task behind one optimizer step. The paper uses 4."
+    )
+    batch_size: int = Field(
+        1, ge=1, le=16, description="Items in one forward pass. Faster and hungrier for memory; the LoRA is the same."
+    )
     max_grad_norm: float = Field(1.0, gt=0, le=1000, description="Gradients are clipped to this norm.")
     flip: bool = Field(True, description="Mirror half of the pictures. Switch off for lettering or lopsided faces.")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(

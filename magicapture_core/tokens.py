@@ -77,9 +77,13 @@ class Vocabulary:
             elif piece.strip():
                 yield from self.tokenizer(piece, add_special_tokens=False).input_ids
 
-    def columns(self, input_ids: Tensor, placeholder: str) -> Tensor:
-        """[B,T] averaging weights over the positions of one placeholder; a row without it is all zero."""
-        found = torch.isin(input_ids, torch.tensor(self.placeholders[placeholder], device=input_ids.device)).float()
+    def columns(self, input_ids: Tensor, word: str) -> Tensor:
+        """[B,T] averaging weights over every place of a word, learned or not; a row without it is all zero."""
+        wanted = torch.tensor(list(self._text_ids(word)))
+        starts = (input_ids.unfold(1, len(wanted), 1) == wanted).all(-1)
+        found = torch.zeros(input_ids.shape)
+        for offset in range(len(wanted)):
+            found[:, offset : offset + starts.shape[1]] += starts
         return found / found.sum(1, keepdim=True).clamp(min=1)
 
 

@@ -82,3 +82,13 @@ class LoraLayer:
     down: Tensor
     up: Tensor
     alpha: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LossTerms:
+    """The terms of Eq. 10 before and after weighting, means over the items of a step: 0-dim, no gradient, still on the
+    device, so that reading them is the caller's choice. total = reconstruction + attention_weight * attention."""
+
+    reconstruction: Tensor
+    attention: Tensor
+    total: Tensor

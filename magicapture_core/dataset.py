@@ -1,0 +1,165 @@
+"""Photos become latents once; every training item is drawn from them anew, by counted randomness.
+
+In: a backbone and framed portraits. Out: `Dataset`, and from it a `Batch` for any step. An item's draws depend on
+(seed, phase, step, item) alone, on the CPU: resuming needs no random state, and any split of a step into forward
+passes draws the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .config import TrainConfig
+from .prompts import TEMPLATES, fill
+from .types import MagiCaptureError, Portraits, Task
+
+if TYPE_CHECKING:
+    from .backbone import Backbone
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EncodedPortraits:
+    """One side in latent space. The leading 2 is the mirror: 0 as it is, 1 flipped.
+
+    mean, std: [2,N,C,h,w] of the VAE's posterior, unscaled. face_masks: [2,N,1,h,w], attention_masks: [2,N,1,h',w'],
+    binary, 1 = face, by area average (h' = h / attention_downscale).
+    """
+
+    mean: Tensor
+    std: Tensor
+    face_masks: Tensor
+    attention_masks: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """Both sides, encoded, ready to draw from."""
+
+    subject: EncodedPortraits
+    style: EncodedPortraits
+    scaling_factor: float
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        return self.subject.mean.shape[-2], self.subject.mean.shape[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemKey:
+    """The address of one item in a run."""
+
+    phase: str
+    step: int
+    group: int
+    task: Task
+
+    def generator(self, seed: int) -> torch.Generator:
+        text = f"{seed}/{self.phase}/{self.step}/{self.group}/{self.task}"
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """Items of one forward pass.
+
+    latents, noise: [B,C,h,w], scaled as the UNet wants them. timesteps: [B]. prompts: B strings with placeholders.
+    loss_masks: [B,1,h,w], where the reconstruction counts. face_masks: [B,1,h',w'] at the attention maps' size: the
+    subject token's region; the style token's is the rest.
+    """
+
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    prompts: list[str]
+    loss_masks: Tensor
+    face_masks: Tensor
+
+
+def encode(backbone: Backbone, subject: Portraits, style: Portraits, config: TrainConfig) -> Dataset:
+    """Both sides through the VAE, as they are and mirrored. Raises MagiCaptureError when a side has no photo."""
+    for side, portraits in (("subject", subject), ("style", style)):
+        if not len(portraits):
+            raise MagiCaptureError(f"no {side} photo is left: give at least one photo with a face or a mask")
+    return Dataset(
+        subject=_encode_side(backbone, subject, config),
+        style=_encode_side(backbone, style, config),
+        scaling_factor=backbone.vae.config.scaling_factor,
+    )
+
+
+@torch.no_grad()
+def _encode_side(backbone: Backbone, portraits: Portraits, config: TrainConfig) -> EncodedPortraits:
+    vae = backbone.vae
+    mean, std = [], []
+    for images in (portraits.images, portraits.images.flip(-1)):
+        for image in images.split(1):  # one at a time: a full-size encode is the largest tensor of the whole run
+            pixel_values = image.to(vae.device, vae.dtype) * 2 - 1
+            posterior = vae.encode(pixel_values).latent_dist
+            mean.append(posterior.mean.float().cpu())
+            std.append(posterior.std.float().cpu())
+    shape = (2, len(portraits), *mean[0].shape[1:])
+    size = (shape[-2], shape[-1])
+    divisor = config.loss.attention_downscale
+    masks = torch.stack([portraits.masks, portraits.masks.flip(-1)]).float().cpu()
+    return EncodedPortraits(
+        mean=torch.cat(mean).reshape(shape),
+        std=torch.cat(std).reshape(shape),
+        face_masks=_binary(masks, size),
+        attention_masks=_binary(masks, (size[0] // divisor, size[1] // divisor)),
+    )
+
+
+def _binary(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """[2,N,1,H,W] -> [2,N,1,h,w] in {0,1}: a cell counts where the mask covers half of it."""
+    average = F.interpolate(masks.flatten(0, 1), size, mode="area").unflatten(0, masks.shape[:2])
+    return (average >= 0.5).float()
+
+
+def step_items(config: TrainConfig, phase: str, step: int) -> list[ItemKey]:
+    """The items of one optimizer step: `accumulate` groups of one item of each task."""
+    tasks: Sequence[Task] = ("source", "reference") if phase == "inversion" else config.tuning.tasks
+    return [
+        ItemKey(phase=phase, step=step, group=group, task=task) for group in range(config.accumulate) for task in tasks
+    ]
+
+
+def draw(dataset: Dataset, config: TrainConfig, items: Sequence[ItemKey], num_timesteps: int = 1000) -> Batch:
+    """Photo, mirror, template, t ~ U, VAE sample and noise of each item, drawn from its own generator.
+
+    A source item is a subject photo and counts inside the face (Eq. 4). Reference and composed items are style photos
+    and count outside it (Eq. 5 and 6): under the composed prompt the style photo is the pseudo label.
+    """
+    latents, noises, timesteps, prompts, loss_masks, face_masks = [], [], [], [], [], []
+    for item in items:
+        generator = item.generator(config.seed)
+        side = dataset.subject if item.task == "source" else dataset.style
+
+        def choose(count: int, generator: torch.Generator = generator) -> int:
+            return int(torch.randint(count, (), generator=generator))
+
+        photo, mirrored = choose(side.mean.shape[1]), choose(2) if config.flip else 0
+        template = TEMPLATES[item.task][choose(len(TEMPLATES[item.task]))]
+        timesteps.append(choose(num_timesteps))
+        mean, std = side.mean[mirrored, photo], side.std[mirrored, photo]
+        latents.append((mean + std * torch.randn(mean.shape, generator=generator)) * dataset.scaling_factor)
+        noises.append(torch.randn(mean.shape, generator=generator))
+        prompts.append(fill(template, config.subject.placeholder_token, config.style.placeholder_token))
+        face = side.face_masks[mirrored, photo]
+        loss_masks.append(face if item.task == "source" else 1 - face)
+        face_masks.append(side.attention_masks[mirrored, photo])
+    return Batch(
+        latents=torch.stack(latents),
+        noise=torch.stack(noises),
+        timesteps=torch.tensor(timesteps),
+        prompts=prompts,
+        loss_masks=torch.stack(loss_masks),
+        face_masks=torch.stack(face_masks),
+    )
