@@ -1,0 +1,17 @@
+"""The nodes: sockets in, one call into the core, sockets out. The only place that imports ComfyUI.
+
+One file per stage, in the order of the data; each ends with the list of its nodes.
+"""
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import artifact, masks, photos, sample, settings, train
+from .folders import register_models
+
+STAGES = (photos, masks, settings, train, artifact, sample)
+
+
+class MagiCaptureExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        register_models()
+        return [node for stage in STAGES for node in stage.NODES]

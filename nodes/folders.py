@@ -1,0 +1,46 @@
+"""Where things lie in this ComfyUI, and the check that a name from the page stays inside its folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import folder_paths
+
+from ..magicapture_core.types import MagiCaptureError
+
+MODELS = "magicapture"  # the kind under which face networks are found: models/magicapture and extra_model_paths.yaml
+
+
+def register_models() -> None:
+    """Tells ComfyUI of models/magicapture, next to whatever extra_model_paths.yaml added to the kind."""
+    folder_paths.add_model_folder_path(MODELS, os.path.join(folder_paths.models_dir, MODELS))
+
+
+def models_folders() -> list[Path]:
+    from ..magicapture_core.models import models_folder
+
+    return [*map(Path, folder_paths.get_folder_paths(MODELS)), models_folder()]
+
+
+def loras_folder() -> Path:
+    return Path(folder_paths.get_folder_paths("loras")[0])
+
+
+def embeddings_folders() -> list[Path]:
+    return list(map(Path, folder_paths.get_folder_paths("embeddings")))
+
+
+def runs_folder(name: str) -> Path:
+    """<output>/magicapture/NAME, where a run keeps its state and samples."""
+    from ..magicapture_core.artifact import check_name
+
+    return inside(Path(folder_paths.get_output_directory()) / "magicapture", check_name(name))
+
+
+def inside(folder: Path, name: str) -> Path:
+    """folder/name, refused when it leaves the folder: names come over HTTP and may be anyone's."""
+    root, path = os.path.realpath(folder), os.path.realpath(os.path.join(folder, name))
+    if os.path.commonpath([root, path]) != root:
+        raise MagiCaptureError(f"{name!r} lies outside {folder}: choose an entry of the list")
+    return Path(path)

@@ -1,0 +1,147 @@
+"""FaceMask: photos in any size -> square training pictures with a face mask each, and a preview to judge them by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..magicapture_core.types import MagiCaptureError
+from .folders import models_folders
+from .sockets import (
+    FacesType,
+    masks_to_comfy,
+    masks_to_core,
+    schema,
+    settings_sockets,
+    settings_values,
+    show,
+    to_comfy,
+    to_core,
+)
+
+OPTIONS = {  # widgets of MaskOptions: id -> folded away
+    "shape": False,
+    "face_index": False,
+    "grow": True,
+    "feather": True,
+    "face_share": True,
+    "min_face_size": True,
+}
+
+
+class FaceMask(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        from ..magicapture_core.masks import MaskOptions
+
+        return schema(
+            "Face Mask",
+            node_id="MagiCaptureFaceMask",
+            description="Finds the face in every photo, cuts a square around it, and paints the face mask that "
+            "training keeps person and style apart with. White is face. A photo that cannot be used is left out and "
+            "named in the report.",
+            is_input_list=True,
+            inputs=[
+                io.Image.Input("images", tooltip="Photos of one person, or of one style: a list or a batch."),
+                io.Int.Input(
+                    "resolution",
+                    default=512,
+                    min=64,
+                    max=1024,
+                    step=64,
+                    tooltip="Side of the square pictures in pixels. Take the training's resolution; SD1.5 likes 512.",
+                ),
+                *settings_sockets(MaskOptions(), OPTIONS),
+                io.Mask.Input(
+                    "masks",
+                    optional=True,
+                    tooltip="Your own face masks, white = face, one per photo. They replace the painted ones, and "
+                    "then no face network is needed. A black mask means: find the face.",
+                ),
+                io.String.Input(
+                    "file_names",
+                    optional=True,
+                    force_input=True,
+                    tooltip="The photos' names for the report. Connect Load Photos' file names.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images", tooltip="Square pictures for training, as one batch."),
+                io.Mask.Output(display_name="masks", tooltip="The face mask of each picture, white = face."),
+                FacesType.Output(display_name="FACES", tooltip="Where the face of each picture is."),
+                io.Image.Output(display_name="overlay", tooltip="The pictures with their masks drawn over them."),
+                io.String.Output(display_name="report", tooltip="What was found in each photo, and what was done."),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        images: list[Tensor],
+        resolution: list[int],
+        masks: list[Tensor] | None = None,
+        file_names: list[str] | None = None,
+        **widgets: list[Any],
+    ) -> io.NodeOutput:
+        from ..magicapture_core.masks import MaskOptions, overlay, prepare_portraits, require_portraits
+
+        photos = name_photos(split(images), file_names or [])
+        options = MaskOptions(**settings_values(MaskOptions(), {name: value[0] for name, value in widgets.items()}))
+        own_masks = match_masks(masks, len(photos))
+        detector = face_detector(required=own_masks is None or None in own_masks)
+        portraits, notes = prepare_portraits(photos, resolution[0], detector, options, own_masks)
+        portraits = require_portraits(portraits, notes, "images")
+        report, preview = "\n".join(map(str, notes)), overlay(portraits)
+        return io.NodeOutput(
+            to_comfy(portraits.images),
+            masks_to_comfy(portraits.masks),
+            portraits.faces,
+            to_comfy(preview),
+            report,
+            ui=show(report, preview, cls),
+        )
+
+
+def split(batches: Sequence[Tensor]) -> list[Tensor]:
+    """A list of IMAGE batches -> single pictures [3,H,W]."""
+    return [image for batch in batches for image in to_core(batch)]
+
+
+def name_photos(images: Sequence[Tensor], names: Sequence[str]) -> list[tuple[str, Tensor]]:
+    """Each picture with its file name, or with `photo 1`, `photo 2` where no names are connected."""
+    if names and len(names) != len(images):
+        raise MagiCaptureError(
+            f"file_names: {len(names)} names for {len(images)} images; connect both from the same Load Photos node"
+        )
+    return list(zip(names or [f"photo {number}" for number in range(1, len(images) + 1)], images, strict=True))
+
+
+def match_masks(masks: Sequence[Tensor] | None, num_photos: int) -> list[Tensor | None] | None:
+    """The connected masks [1,H,W], one per photo; a black one, which stock loaders give, counts as none."""
+    if not masks:
+        return None
+    single = [mask for batch in masks for mask in masks_to_core(batch)]
+    if len(single) != num_photos:
+        raise MagiCaptureError(f"masks: {len(single)} masks for {num_photos} images; connect one mask per image")
+    return [mask if mask.any() else None for mask in single]
+
+
+def face_detector(required: bool = True) -> Any:
+    """The face networks from ComfyUI's model folders; None where they are missing and not needed."""
+    from ..magicapture_core.faces import load_face_detector
+    from ..magicapture_core.models import FACE_NETS, find_model
+
+    try:
+        folder = find_model(f"faces/{FACE_NETS[0]}.npz", models_folders()).parents[1]
+    except MagiCaptureError:
+        if required:
+            raise
+        return None
+    return load_face_detector(folder)
+
+
+NODES = [FaceMask]

@@ -1,0 +1,90 @@
+"""MagiCaptureSettings: every knob of the training as one socket."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..magicapture_core.config import PRESETS, TrainConfig, parse_config
+from .sockets import SettingsType, schema, settings_sockets, settings_values
+
+CUSTOM = "custom"
+WIDGETS = {  # id -> folded away; saved workflows hold values by position, so new ones go to the end
+    "inversion_num_steps": False,
+    "tuning_num_steps": False,
+    "accumulate": False,
+    "resolution": False,
+    "seed": False,
+    "lora_rank": False,
+    "lora_alpha": False,
+    "lora_targets": False,
+    "lora_text_encoder": False,
+    "subject_initializer_token": False,
+    "loss_attention_weight": False,
+    "gradient_checkpointing": False,
+    "batch_size": True,
+    "dtype": True,
+    "flip": True,
+    "subject_placeholder_token": True,
+    "subject_num_vectors": True,
+    "style_placeholder_token": True,
+    "style_initializer_token": True,
+    "style_num_vectors": True,
+    "inversion_token_learning_rate": True,
+    "inversion_weight_decay": True,
+    "tuning_lora_learning_rate": True,
+    "tuning_token_learning_rate": True,
+    "tuning_weight_decay": True,
+    "tuning_tasks": True,
+    "loss_attention_reduce": True,
+    "loss_attention_downscale": True,
+    "max_grad_norm": True,
+}
+
+
+class MagiCaptureSettings(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "MagiCapture Settings",
+            node_id="MagiCaptureSettings",
+            description="Settings of the training. Without this node the defaults hold, which are the paper's.",
+            inputs=[
+                io.Combo.Input(
+                    "preset",
+                    options=[CUSTOM, *PRESETS],
+                    default=CUSTOM,
+                    tooltip="custom: every widget counts as it stands. A preset replaces exactly three of them: "
+                    + "; ".join(f"{name} = {_in_words(TrainConfig.preset(name))}" for name in PRESETS)
+                    + ". All other widgets count in any case.",
+                ),
+                *settings_sockets(TrainConfig(), WIDGETS),
+            ],
+            outputs=[SettingsType.Output(display_name="settings", tooltip="Connect to Train MagiCapture LoRA.")],
+        )
+
+    @classmethod
+    def execute(cls, preset: str, **widgets: Any) -> io.NodeOutput:
+        return io.NodeOutput(chosen_config(preset, widgets))
+
+
+def chosen_config(preset: str, widgets: dict[str, Any]) -> TrainConfig:
+    """The widgets' values, with the preset's three in their places unless it is `custom`."""
+    values = settings_values(TrainConfig(), widgets)
+    if preset != CUSTOM:
+        chosen = TrainConfig.preset(preset)
+        values["inversion"]["num_steps"] = chosen.inversion.num_steps
+        values["tuning"]["num_steps"] = chosen.tuning.num_steps
+        values["accumulate"] = chosen.accumulate
+    return parse_config(values)
+
+
+def _in_words(config: TrainConfig) -> str:
+    return (
+        f"inversion num steps {config.inversion.num_steps}, tuning num steps {config.tuning.num_steps}, "
+        f"accumulate {config.accumulate}"
+    )
+
+
+NODES = [MagiCaptureSettings]

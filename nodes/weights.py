@@ -1,0 +1,52 @@
+"""MODEL, CLIP and VAE -> plain weights: what the user sees is what is trained on.
+
+All clones of a model share one module, so its state dict may hold somebody else's LoRA. Here every weight is the clean
+one with exactly the patches of the given patcher baked in, fp32 on the CPU, fresh copies that autograd may use.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..magicapture_core.types import MagiCaptureError
+
+
+def plain_weights(patcher: Any, prefix: str = "") -> dict[str, Tensor]:
+    """The patcher's weights below `prefix`, under names without it. Call inside inference_mode(False)."""
+    import comfy.lora
+
+    weights = {}
+    for key, ((weight, convert), *patches) in patcher.get_key_patches(prefix).items():
+        weight = _dense(key, convert(weight, inplace=False))
+        weights[key.removeprefix(prefix)] = comfy.lora.calculate_weight(patches, weight, key) if patches else weight
+    return weights
+
+
+def _dense(key: str, weight: Any) -> Tensor:
+    """fp16, bf16, fp8, ComfyUI's quantised or an inference tensor -> a fresh fp32 copy on the CPU."""
+    if type(weight).__name__ == "QuantizedTensor":
+        weight = weight.dequantize()
+    if not isinstance(weight, Tensor) or type(weight) not in (Tensor, torch.nn.Parameter):
+        raise MagiCaptureError(
+            f"the model's weight {key} is a {type(weight).__name__}: training needs plain weights, take an SD1.5 "
+            "checkpoint in safetensors form, fp32, fp16, bf16 or fp8"
+        )
+    return weight.detach().to("cpu", torch.float32, copy=True)
+
+
+def plain_backbone(model: Any, clip: Any, vae: Any) -> Any:
+    """The core's Backbone out of the three sockets, on the CPU. Raises MagiCaptureError for anything but SD1.5."""
+    from ..magicapture_core.backbone import from_comfy_state
+
+    text_encoder = getattr(clip.cond_stage_model, "clip_l", None)
+    if text_encoder is None or not hasattr(clip.tokenizer, "clip_l"):
+        raise MagiCaptureError("CLIP is not that of an SD1.5 model: load an SD1.5 checkpoint")
+    return from_comfy_state(
+        unet=plain_weights(model, "diffusion_model."),
+        text_encoder=plain_weights(clip.patcher, "clip_l.transformer."),
+        vae=plain_weights(vae.patcher),
+        tokenizer=clip.tokenizer.clip_l.tokenizer,
+    )
