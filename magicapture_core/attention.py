@@ -79,7 +79,8 @@ def capture(
 
     tokens: [B,K,T] averaging weights over prompt positions, B as in the forward pass. resolutions: the (h, w) grids to
     read, None for all. Gradients flow through the maps, under non-reentrant checkpointing too. One forward pass a
-    block: a layer keeps the maps of its first run. On leaving, the UNet has its own processors back.
+    block: a layer keeps the maps of its first run. With checkpointing the backward pass belongs inside the block too,
+    since layers run again there. On leaving, the UNet has its own processors back.
     """
     seen = Capture(tokens, resolutions)
     with ExitStack() as undo:

@@ -1,4 +1,4 @@
-"""The terms of Eq. 10, per sample. Tensors in, tensors out: a loss never sees a model. The caller takes the mean over B.
+"""The terms of Eq. 10, per sample: tensors in, tensors out, a loss never sees a model. The caller reduces over B.
 
 Equation numbers are those of MagiCapture, arXiv 2309.06895.
 """

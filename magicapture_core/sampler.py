@@ -101,7 +101,7 @@ def sample(
         with nullcontext({}) if columns is None else capture(unet, columns) as maps:
             noise_pred = unet(doubled, timestep, prompt_embeds).sample.float()
         if record is not None:
-            record.add(step, num_steps, {name: probs[num_images:] for name, probs in maps.items()})
+            record.add(step, num_steps, [probs[num_images:] for probs in maps.values()])
         negative, positive = noise_pred.chunk(2)
         latents = scheduler.step(negative + guidance * (positive - negative), timestep, latents).prev_sample
         on_step(step + 1, num_steps)

@@ -63,8 +63,9 @@ class Vocabulary:
         length, end = tokenizer.model_max_length, tokenizer.eos_token_id
         rows = []
         for prompt in prompts:
-            ids = [tokenizer.bos_token_id, *self._text_ids(prompt)][: length - 1] + [end]
-            rows.append(ids + [tokenizer.pad_token_id] * (length - len(ids)))
+            text = [*self._text_ids(prompt)][: length - 2]
+            padding = [tokenizer.pad_token_id] * (length - 2 - len(text))
+            rows.append([tokenizer.bos_token_id, *text, end, *padding])
         return torch.tensor(rows)
 
     def _text_ids(self, prompt: str) -> Iterator[int]:
@@ -87,9 +88,7 @@ class Vocabulary:
         return found / found.sum(1, keepdim=True).clamp(min=1)
 
 
-def initial_token(
-    name: Side, config: TokenConfig, tokenizer: Any, table: Tensor, generator: torch.Generator
-) -> Token:
+def initial_token(name: Side, config: TokenConfig, tokenizer: Any, table: Tensor, generator: torch.Generator) -> Token:
     """The word before training: every vector starts from the initializer's embedding, or from N(0, 0.017^2).
 
     table: [V,C] embedding weights. Raises MagiCaptureError when the initializer is not one token of the vocabulary.

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from . import lora, losses, tokens
-from .attention import capture
+from . import lora, tokens
 from .config import TrainConfig
 from .dataset import Batch, Dataset, draw, step_items
-from .diffusion import add_noise
-from .sampler import encode_prompt, sample
+from .objective import Objective
+from .sampler import sample
 from .tokens import Vocabulary
 from .types import LossTerms, MagiCaptureError, Token
 
@@ -60,15 +59,21 @@ def train(
     stopped. Raises MagiCaptureError when a loss is not a number.
     """
     done = int(resume["step"]) if resume else 0
-    phases = {"inversion": config.inversion.num_steps, "tuning": config.tuning.num_steps}
-    with _run(backbone, dataset, config) as run:
-        first = 0
+    phases: dict[Phase, int] = {"inversion": config.inversion.num_steps, "tuning": config.tuning.num_steps}
+    with open_run(backbone, dataset, config) as run:
+        first, saved = 0, resume or {}
         for phase, num_steps in phases.items():
             if done < first + num_steps:
-                run.begin(phase, resume or {}, midway=done > first)
+                run.begin(phase, saved, midway=done > first)
+                saved = {}
                 for step in range(max(done - first, 0), num_steps):
                     started = time.perf_counter()
                     terms = run.update(phase, step, fraction_left=1 - step / num_steps)
+                    if not terms.total.isfinite():
+                        raise MagiCaptureError(
+                            f"the loss is not a number at step {first + step + 1}: take dtype bf16 or fp32, or lower "
+                            "the learning rates"
+                        )
                     yield TrainStep(
                         phase=phase,
                         step=first + step + 1,
@@ -81,7 +86,7 @@ def train(
 
 
 @contextmanager
-def _run(backbone: Backbone, dataset: Dataset, config: TrainConfig) -> Iterator[Run]:
+def open_run(backbone: Backbone, dataset: Dataset, config: TrainConfig) -> Iterator[Run]:
     """A run whose changes to the backbone's modules are undone on leaving."""
     with ExitStack() as undo:
         if config.gradient_checkpointing:  # diffusers' is non-reentrant: maps read inside keep their gradient
@@ -97,14 +102,14 @@ class Run:
         self.backbone, self.dataset, self.config = backbone, dataset, config
         self._undo = undo
         self._generator = torch.Generator().manual_seed(config.seed)
-        self._device = backbone.unet.device
-        self._alphas_cumprod = backbone.noise_scheduler.alphas_cumprod.to(self._device)
         self._initial = self._initial_tokens()
         rows = undo.enter_context(tokens.injected(backbone.text_encoder, self._initial))
         self._parameters = {f"token.{index}": row for index, row in enumerate(rows)}
         self.vocabulary = Vocabulary.of(backbone.tokenizer, self._initial)
-        self._scaler = torch.amp.GradScaler(self._device.type, enabled=backbone.unet.dtype == torch.float16)
-        self._fixed_embeds: dict[str, Tensor] | None = None  # prompt -> [1,T,C], while nothing on the text side moves
+        placeholders = [token.placeholder for token in self._initial]
+        self.objective = Objective(backbone, config.loss, self.vocabulary, placeholders)
+        device = self.objective.device.type
+        self._scaler = torch.amp.GradScaler(device, enabled=backbone.unet.dtype == torch.float16)
 
     def _initial_tokens(self) -> list[Token]:
         table = self.backbone.text_encoder.get_input_embeddings().weight
@@ -143,7 +148,7 @@ class Run:
 
     # -- phases --------------------------------------------------------------------------------------------------------
 
-    def begin(self, phase: str, resume: State, midway: bool) -> None:
+    def begin(self, phase: Phase, resume: State, midway: bool) -> None:
         """Put the trainable parts of a phase in place. midway: the optimizer goes on from `resume`."""
         settings = self.config.inversion if phase == "inversion" else self.config.tuning
         rows = [parameter for name, parameter in self._parameters.items() if name.startswith("token.")]
@@ -156,10 +161,10 @@ class Run:
             if f"parameter.{name}" in resume:
                 parameter.data.copy_(resume[f"parameter.{name}"])
         self._optimizer = torch.optim.AdamW(
-            groups, lr=1.0, weight_decay=settings.weight_decay, fused=self._device.type == "cuda"
+            groups, lr=1.0, weight_decay=settings.weight_decay, fused=self.objective.device.type == "cuda"
         )
         text_moves = settings.token_learning_rate > 0 or (phase == "tuning" and self.config.lora.text_encoder)
-        self._fixed_embeds = None if text_moves else {}
+        self.objective.remember_text(not text_moves)
         if midway:
             self._load_optimizer(resume)
 
@@ -187,82 +192,35 @@ class Run:
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
-    def update(self, phase: str, step: int, fraction_left: float) -> LossTerms:
+    def update(self, phase: Phase, step: int, fraction_left: float) -> LossTerms:
         """One optimizer step over the step's items, learning rates at `fraction_left` of their start (linear decay)."""
         for group in self._optimizer.param_groups:
             group["lr"] = group["base"] * fraction_left
         items = step_items(self.config, phase, step)
-        sums = torch.zeros(2, device=self._device)
+        sums = torch.zeros(2, device=self.objective.device)
         for start in range(0, len(items), self.config.batch_size):
             batch = draw(self.dataset, self.config, items[start : start + self.config.batch_size])
             sums += self.backward(batch, phase, share=1 / len(items))
-        reconstruction, attention = sums
-        terms = LossTerms(
-            reconstruction=reconstruction,
-            attention=attention,
-            total=reconstruction + self._attention_weight(phase) * attention,
-        )
         self._scaler.unscale_(self._optimizer)
-        trainable = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
-        nn.utils.clip_grad_norm_(trainable, self.config.max_grad_norm)
+        nn.utils.clip_grad_norm_(self.trainable(), self.config.max_grad_norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
-        return terms
+        total = sums[0] + self.attention_weight(phase) * sums[1]
+        return LossTerms(reconstruction=sums[0], attention=sums[1], total=total)
 
-    def _attention_weight(self, phase: str) -> float:
-        # "text embeddings are not well-suited for learning geometric information": no refocusing in phase 1
+    def trainable(self) -> list[nn.Parameter]:
+        """The parameters that the present phase moves."""
+        groups = self._optimizer.param_groups
+        return [parameter for group in groups for parameter in group["params"] if parameter.requires_grad]
+
+    def attention_weight(self, phase: Phase) -> float:
+        """No refocusing in phase 1: text embeddings alone are no place for geometry (section 3.3 of the paper)."""
         return 0.0 if phase == "inversion" else self.config.loss.attention_weight
 
-    def backward(self, batch: Batch, phase: str, share: float) -> Tensor:
-        """Add the gradient of one forward pass, each item weighing `share`. Returns [2]: both terms, summed, weighed."""
-        reconstruction, attention = self._forward(batch, phase)
-        total = (reconstruction + self._attention_weight(phase) * attention).sum() * share
-        self._scaler.scale(total).backward()
+    def backward(self, batch: Batch, phase: Phase, share: float) -> Tensor:
+        """Add the gradient of one forward pass, each item weighing `share`. Returns [2]: both terms, weighed sums."""
+        weight = self.attention_weight(phase)
+        with self.objective.terms(batch, refocus=weight > 0) as (reconstruction, attention):
+            self._scaler.scale((reconstruction + weight * attention).sum() * share).backward()
         return torch.stack([reconstruction.detach().sum(), attention.detach().sum()]) * share
-
-    def _forward(self, batch: Batch, phase: str) -> tuple[Tensor, Tensor]:
-        """Reconstruction (Eq. 4 to 6) and attention refocusing (Eq. 8) of each item, [B] and [B]: one UNet pass."""
-        device, unet = self._device, self.backbone.unet
-        noise, timesteps = batch.noise.to(device), batch.timesteps.to(device)
-        noisy_latents = add_noise(batch.latents.to(device), noise, timesteps, self._alphas_cumprod)
-        watching = self._attention_weight(phase) > 0
-        columns = self._token_columns(batch.prompts).to(device) if watching else None
-        grid = (batch.face_masks.shape[-2], batch.face_masks.shape[-1])
-        with torch.autocast(device.type, unet.dtype, enabled=unet.dtype != torch.float32):
-            prompt_embeds = self._prompt_embeds(batch.prompts)
-            with nullcontext({}) if columns is None else capture(unet, columns, {grid}) as maps:
-                noise_pred = unet(noisy_latents, timesteps, prompt_embeds).sample
-        reconstruction = losses.masked_reconstruction(noise_pred, noise, batch.loss_masks.to(device))
-        if columns is None:
-            return reconstruction, torch.zeros_like(reconstruction)
-        return reconstruction, self._refocusing(maps, columns, batch.face_masks.to(device))
-
-    def _refocusing(self, maps: dict[str, Tensor], columns: Tensor, face_masks: Tensor) -> Tensor:
-        """Mean over the item's tokens: the subject's region is the face, the style's all the rest. [B]."""
-        if not maps:
-            raise MagiCaptureError(
-                f"no attention layer works on a grid of {tuple(face_masks.shape[-2:])}: change "
-                "loss.attention_downscale or the resolution"
-            )
-        probs = torch.stack(list(maps.values()), 2)  # [B,K,L,heads,h',w']
-        regions = (face_masks, 1 - face_masks)
-        terms = [
-            losses.attention_refocusing(probs[:, index], region, self.config.loss.attention_reduce)
-            for index, region in enumerate(regions)
-        ]
-        present = columns.sum(-1)  # [B,K] 1 where the prompt holds the token; an absent token's maps are zero
-        return torch.stack(terms, 1).sum(1) / present.sum(1)
-
-    def _token_columns(self, prompts: list[str]) -> Tensor:
-        input_ids = self.vocabulary.encode(prompts)
-        return torch.stack([self.vocabulary.columns(input_ids, token.placeholder) for token in self._initial], 1)
-
-    def _prompt_embeds(self, prompts: list[str]) -> Tensor:
-        """[B,T,C]; remembered while nothing on the text side moves."""
-        if self._fixed_embeds is None:
-            return encode_prompt(self.backbone, self.vocabulary.encode(prompts))
-        for prompt in set(prompts) - set(self._fixed_embeds):
-            with torch.no_grad():
-                self._fixed_embeds[prompt] = encode_prompt(self.backbone, self.vocabulary.encode([prompt]))
-        return torch.cat([self._fixed_embeds[prompt] for prompt in prompts])

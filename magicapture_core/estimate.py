@@ -1,0 +1,82 @@
+"""What a run will cost, found by doing a little of it: one pass of phase 2 that is thrown away."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .config import TrainConfig
+from .dataset import Dataset, draw, step_items
+from .trainer import open_run
+
+if TYPE_CHECKING:
+    from .backbone import Backbone
+
+BYTES_PER_TRAINABLE = 16  # fp32 weight, gradient and AdamW's two moments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """seconds: of one step of phase 2, and of the whole run. peak_bytes: of device memory, at least."""
+
+    seconds_per_step: float
+    total_seconds: float
+    peak_bytes: int
+
+    def __str__(self) -> str:
+        return (
+            f"about {self.seconds_per_step:.2g} s a step, {self.total_seconds / 60:.1f} minutes in all, "
+            f"at least {self.peak_bytes / 2**30:.1f} GB of memory"
+        )
+
+
+def estimate(backbone: Backbone, dataset: Dataset, config: TrainConfig) -> Estimate:
+    """Times the second of two forward and backward passes, and counts what the pass keeps for its gradient.
+
+    A run draws by counted randomness, so this cannot disturb it. On a graphics card the peak is measured, elsewhere it
+    is counted: weights, 16 bytes a trained number, and the activations kept.
+    """
+    items = step_items(config, "tuning", 0)
+    batch = draw(dataset, config, items[: config.batch_size])
+    device = backbone.unet.device
+    with open_run(backbone, dataset, config) as run:
+        run.begin("tuning", {}, midway=False)
+        run.backward(batch, "tuning", share=1.0)
+        started = time.perf_counter()
+        with _kept_bytes() as kept:
+            float(run.backward(batch, "tuning", share=1.0).sum())  # reading it waits for the device
+        seconds = (time.perf_counter() - started) * -(-len(items) // config.batch_size)
+        trainable = sum(parameter.numel() for parameter in run.trainable())
+    frozen = sum(
+        w.numel() * w.element_size() for part in (backbone.unet, backbone.text_encoder) for w in _weights(part)
+    )
+    counted = frozen + trainable * BYTES_PER_TRAINABLE + sum(kept.values())
+    return Estimate(
+        seconds_per_step=seconds,
+        total_seconds=seconds * (config.inversion.num_steps * 2 / 3 + config.tuning.num_steps),
+        peak_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else counted,
+    )
+
+
+def _weights(module: torch.nn.Module) -> Iterator[Tensor]:
+    return (weight for weight in module.parameters())
+
+
+@contextmanager
+def _kept_bytes() -> Iterator[dict[int, int]]:
+    """Storage address -> bytes of every activation that autograd keeps inside the block; weights do not count."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Any:
+        if not isinstance(tensor, torch.nn.Parameter) and tensor.grad_fn is not None:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield kept

@@ -1,0 +1,173 @@
+"""The whole line on one page: portraits in, a shareable LoRA out, and a state on the disk in between.
+
+`personalize` is what the terminal and the node both call; the caller owns progress, previews and the decision to stop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from . import kohya
+from .artifact import Artifact, check_name
+from .config import TrainConfig
+from .dataset import encode
+from .estimate import Estimate, estimate
+from .files import write_atomic
+from .prompts import TEMPLATES
+from .trainer import DTYPES, TrainStep, train
+from .types import MagiCaptureError, Portraits
+
+if TYPE_CHECKING:
+    from .backbone import Backbone
+
+STATE_EVERY = 100  # steps between two states on the disk
+KEY_FORMAT = "1"  # raised when the same inputs would train differently
+RESULT_FILE = "result.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A finished training. files: the LoRA first, then one embedding a learned word. history: [steps,3] reconstruction,
+    attention and total of every step, over both phases."""
+
+    key: str
+    files: list[Path]
+    history: list[list[float]]
+
+
+def personalize(
+    backbone: Backbone,
+    subject: Portraits,
+    style: Portraits,
+    config: TrainConfig,
+    *,
+    name: str,
+    folder: Path,
+    save: Callable[[Artifact], list[Path]],
+    device: torch.device | str = "cpu",
+    resume: bool = True,
+    on_estimate: Callable[[Estimate], None] = lambda estimate: None,
+    on_step: Callable[[TrainStep], None] = lambda step: None,
+) -> Result:
+    """Encode, invert, tune, save. The backbone is moved to the device and the configuration's precision.
+
+    folder: keeps the state and the result of this name. save: puts the artifact where it belongs, returns its files.
+    on_step may look at the live run, make previews, and raise whatever it likes to stop: the state is then on the disk,
+    and the next call with the same inputs and `resume` goes on from it, bit for bit.
+    """
+    check_name(name)
+    if not config.inversion.num_steps + config.tuning.num_steps:
+        raise MagiCaptureError("nothing to train: inversion.num_steps and tuning.num_steps are both 0")
+    key = result_key(backbone, subject, style, config)
+    backbone.to(torch.device(device), resolve_dtype(config, torch.device(device)))
+    dataset = encode(backbone, subject, style, config)
+    on_estimate(estimate(backbone, dataset, config))
+
+    state_file = folder / f"state-{key[:16]}.safetensors"
+    state = _load_state(state_file) if resume else {}
+    history: list[list[float]] = state.pop("history", torch.empty(0, 3)).tolist()
+    artifact = None
+    with closing(train(backbone, dataset, config, state)) as steps:
+        for step in steps:
+            losses = step.losses
+            history.append([float(losses.reconstruction), float(losses.attention), float(losses.total)])
+            try:
+                on_step(step)
+            except BaseException:  # the host's own way to say stop may be none of Exception's
+                _save_state(state_file, step, history)
+                raise
+            if step.step == step.num_steps:
+                artifact = to_artifact(step, backbone.architecture, config, name)
+            elif step.step % STATE_EVERY == 0:
+                _save_state(state_file, step, history)
+    if artifact is None:
+        raise MagiCaptureError(f"{state_file}: this state is already at its end; delete it to train again")
+    result = Result(key=key, files=save(artifact), history=history)
+    _save_result(folder, result)
+    state_file.unlink(missing_ok=True)
+    return result
+
+
+def resolve_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """`auto` is bf16 on a graphics card that computes in it, else fp32."""
+    if config.dtype != "auto":
+        return DTYPES[config.dtype]
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def to_artifact(step: TrainStep, architecture: str, config: TrainConfig, name: str) -> Artifact:
+    """The live run as the file will hold it."""
+    layers = step.run.lora()
+    return Artifact(
+        name=name,
+        architecture=architecture,
+        tokens=tuple(step.run.tokens()),
+        lora=kohya.to_kohya("lora_unet", layers["unet"]) | kohya.to_kohya("lora_te", layers["text_encoder"]),
+        config=config.model_dump(mode="json"),
+        templates={task: list(templates) for task, templates in TEMPLATES.items()},
+    )
+
+
+# -- what is kept in the folder ----------------------------------------------------------------------------------------
+
+
+def result_key(backbone: Backbone, subject: Portraits, style: Portraits, config: TrainConfig) -> str:
+    """A hash of all that decides the result: every pixel, mask, weight of the base model and setting."""
+    tensors = [subject.images, subject.masks, style.images, style.masks]
+    for part in (backbone.unet, backbone.text_encoder, backbone.vae):
+        tensors += part.state_dict().values()
+    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter: 4 GB of weights take about a second
+        digests = pool.map(_digest, tensors)
+    whole = hashlib.blake2b(f"{KEY_FORMAT} {config.model_dump_json()}".encode(), digest_size=16)
+    for digest in digests:
+        whole.update(digest)
+    return whole.hexdigest()
+
+
+def _digest(tensor: Tensor) -> bytes:
+    """Of shape and values; the same in whatever precision the same values are kept."""
+    values = tensor.detach().cpu().float().contiguous()
+    return hashlib.blake2b(values.numpy().data, digest_size=16, person=str(tuple(values.shape)).encode()[:16]).digest()
+
+
+def find_result(folder: Path, key: str) -> Result | None:
+    """The finished training of this key, if all its files are still there."""
+    try:
+        saved = json.loads((folder / RESULT_FILE).read_text())
+        result = Result(key=saved["key"], files=[Path(file) for file in saved["files"]], history=saved["history"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None  # none yet, or one that is not ours to read: training again is right
+    return result if result.key == key and all(file.is_file() for file in result.files) else None
+
+
+def _save_result(folder: Path, result: Result) -> None:
+    saved = {"key": result.key, "files": [str(file) for file in result.files], "history": result.history}
+    write_atomic(folder / RESULT_FILE, lambda file: file.write_text(json.dumps(saved)))
+
+
+def _save_state(path: Path, step: TrainStep, history: list[list[float]]) -> None:
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = step.state() | {"history": torch.tensor(history)}
+    write_atomic(path, lambda file: save_file(state, file))
+
+
+def _load_state(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path) if path.is_file() else {}
+    except SafetensorError as error:
+        raise MagiCaptureError(f"{path}: the saved state is damaged ({error}); delete it to train from the start") from error
