@@ -1,0 +1,104 @@
+import pytest
+import torch
+from magicapture_core.backbone import tiny
+from magicapture_core.config import TokenConfig
+from magicapture_core.tokens import Vocabulary, initial_token, injected
+from magicapture_core.types import MagiCaptureError, Token
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return tiny()
+
+
+def token(name, placeholder, vectors):
+    return Token(name=name, placeholder=placeholder, initializer="", vectors=vectors)
+
+
+@pytest.fixture
+def two_tokens(backbone):
+    generator = torch.Generator().manual_seed(0)
+    dim = backbone.prompt_dim
+    return [
+        token("subject", "<subject>", torch.randn(1, dim, generator=generator)),
+        token("style", "<style>", torch.randn(3, dim, generator=generator)),
+    ]
+
+
+def test_without_placeholders_the_ids_are_the_tokenizers(backbone, two_tokens):
+    prompts = ["a photo of a person", "", "word " * 100]
+    ids = backbone.tokenizer(
+        prompts, padding="max_length", truncation=True, max_length=backbone.tokenizer.model_max_length
+    ).input_ids
+    assert Vocabulary.of(backbone.tokenizer, two_tokens).encode(prompts).tolist() == ids
+
+
+def test_a_placeholder_becomes_consecutive_ids_behind_the_vocabulary(backbone, two_tokens):
+    old = len(backbone.tokenizer)
+    vocabulary = Vocabulary.of(backbone.tokenizer, two_tokens)
+    ids = vocabulary.encode(["a <subject> person in the <style> style"])[0].tolist()
+    around = backbone.tokenizer("a person", add_special_tokens=False).input_ids
+    assert ids[1:4] == [around[0], old, around[1]]
+    assert [i for i in ids if i > old] == [old + 1, old + 2, old + 3]
+    assert len(ids) == backbone.tokenizer.model_max_length
+
+
+def test_columns_average_a_word_over_its_places(backbone, two_tokens):
+    vocabulary = Vocabulary.of(backbone.tokenizer, two_tokens)
+    ids = vocabulary.encode(["<style> and <style>", "a person", "person person"])
+    columns = vocabulary.columns(ids, "<style>")
+    torch.testing.assert_close(columns[0].sum(), torch.tensor(1.0))
+    assert columns[0].nonzero().flatten().tolist() == [1, 2, 3, 5, 6, 7]
+    assert columns[1].sum() == 0
+    assert vocabulary.columns(ids, "person")[2].nonzero().flatten().tolist() == [1, 2]
+
+
+def test_injection_changes_only_prompts_that_hold_a_learned_word(backbone, two_tokens):
+    vocabulary = Vocabulary.of(backbone.tokenizer, two_tokens)
+    plain, learned = vocabulary.encode(["a photo of a person"]), vocabulary.encode(["a photo of a <subject>"])
+    table = backbone.text_encoder.get_input_embeddings()
+    before = backbone.text_encoder(plain).last_hidden_state
+    with injected(backbone.text_encoder, two_tokens):
+        assert torch.equal(backbone.text_encoder(plain).last_hidden_state, before)
+        assert not torch.allclose(backbone.text_encoder(learned).last_hidden_state, before)
+    assert backbone.text_encoder.get_input_embeddings() is table
+
+
+def test_a_learned_row_equal_to_a_word_is_that_word(backbone):
+    """With the row of "person", <subject> and person give the same embeddings, bit for bit."""
+    table = backbone.text_encoder.get_input_embeddings().weight
+    subject = initial_token(
+        "subject",
+        TokenConfig(placeholder_token="<subject>", initializer_token="person"),
+        backbone.tokenizer,
+        table,
+        torch.Generator(),
+    )
+    vocabulary = Vocabulary.of(backbone.tokenizer, [subject])
+    with injected(backbone.text_encoder, [subject]):
+        hidden = backbone.text_encoder(vocabulary.encode(["a <subject>", "a person"])).last_hidden_state
+    assert torch.equal(hidden[0], hidden[1])
+
+
+def test_gradients_reach_the_rows_and_nothing_else(backbone, two_tokens):
+    vocabulary = Vocabulary.of(backbone.tokenizer, two_tokens)
+    with injected(backbone.text_encoder, two_tokens) as rows:
+        backbone.text_encoder(vocabulary.encode(["a <subject>"])).last_hidden_state.square().sum().backward()
+        assert rows[0].grad is not None
+        assert rows[0].grad.abs().sum() > 0
+        assert rows[1].grad is not None
+        assert rows[1].grad.abs().sum() == 0  # not in the prompt
+        assert all(p.grad is None for name, p in backbone.text_encoder.named_parameters() if ".rows." not in name)
+
+
+def test_an_initializer_of_several_tokens_is_refused(backbone):
+    table = backbone.text_encoder.get_input_embeddings().weight
+    config = TokenConfig(placeholder_token="<subject>", initializer_token="xylophonist zq")
+    with pytest.raises(MagiCaptureError, match="xylophonist"):
+        initial_token("subject", config, backbone.tokenizer, table, torch.Generator())
+
+
+def test_two_words_of_one_name_are_refused(backbone):
+    twice = [token(name, "<a>", torch.zeros(1, backbone.prompt_dim)) for name in ("subject", "style")]
+    with pytest.raises(MagiCaptureError, match="<a>"):
+        Vocabulary.of(backbone.tokenizer, twice)
