@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..magicapture_core.types import MagiCaptureError
-from .folders import models_folders
+from .portraits import face_detector
 from .sockets import (
     FacesType,
     masks_to_comfy,
@@ -128,20 +128,6 @@ def match_masks(masks: Sequence[Tensor] | None, num_photos: int) -> list[Tensor 
     if len(single) != num_photos:
         raise MagiCaptureError(f"masks: {len(single)} masks for {num_photos} images; connect one mask per image")
     return [mask if mask.any() else None for mask in single]
-
-
-def face_detector(required: bool = True) -> Any:
-    """The face networks from ComfyUI's model folders; None where they are missing and not needed."""
-    from ..magicapture_core.faces import load_face_detector
-    from ..magicapture_core.models import FACE_NETS, find_model
-
-    try:
-        folder = find_model(f"faces/{FACE_NETS[0]}.npz", models_folders()).parents[1]
-    except MagiCaptureError:
-        if required:
-            raise
-        return None
-    return load_face_detector(folder)
 
 
 NODES = [FaceMask]

@@ -6,6 +6,7 @@ one with exactly the patches of the given patcher baked in, fp32 on the CPU, fre
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -48,5 +49,13 @@ def plain_backbone(model: Any, clip: Any, vae: Any) -> Any:
         unet=plain_weights(model, "diffusion_model."),
         text_encoder=plain_weights(clip.patcher, "clip_l.transformer."),
         vae=plain_weights(vae.patcher),
-        tokenizer=clip.tokenizer.clip_l.tokenizer,
+        tokenizer=plain_tokenizer(clip),
     )
+
+
+def plain_tokenizer(clip: Any) -> Any:
+    """transformers' tokenizer of the CLIP with its true length of 77; ComfyUI's own copy says 8192."""
+    inner = clip.tokenizer.clip_l
+    tokenizer = copy.copy(inner.tokenizer)
+    tokenizer.model_max_length = inner.max_length
+    return tokenizer

@@ -1,0 +1,82 @@
+"""IMAGE, MASK and FACES sockets -> one side of the training set; the face networks where ComfyUI keeps them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ..magicapture_core.types import Face, MagiCaptureError, Portraits, Side
+from .folders import models_folders
+from .sockets import masks_to_core, to_core
+
+
+def face_detector(required: bool = True) -> Any:
+    """The face networks from ComfyUI's model folders; None where they are missing and not needed."""
+    from ..magicapture_core.faces import load_face_detector
+    from ..magicapture_core.models import FACE_NETS, find_model
+
+    try:
+        folder = find_model(f"faces/{FACE_NETS[0]}.npz", models_folders()).parents[1]
+    except MagiCaptureError:
+        if required:
+            raise
+        return None
+    return load_face_detector(folder)
+
+
+def to_portraits(
+    side: Side, images: Tensor, masks: Tensor, faces: list[Face] | None, resolution: int
+) -> tuple[Portraits, list[str]]:
+    """One side at the training's resolution, and notes on what was changed or looked up.
+
+    Raises MagiCaptureError when pictures, masks and faces do not belong together or the pictures are not square.
+    """
+    from ..magicapture_core.images import resize
+
+    pictures, face_masks = to_core(images), masks_to_core(masks)
+    height, width = pictures.shape[-2:]
+    if height != width:
+        raise MagiCaptureError(f"{side}_images: {width} x {height} is not square; put a Face Mask node in between")
+    if face_masks.shape[-2:] != (height, width) or len(face_masks) != len(pictures):
+        raise MagiCaptureError(
+            f"{side}_masks: {len(face_masks)} masks of {face_masks.shape[-1]} x {face_masks.shape[-2]} for "
+            f"{len(pictures)} images of {width} x {height}; connect images and masks of the same Face Mask node"
+        )
+    notes = []
+    if height != resolution:
+        pictures = resize(pictures, (resolution, resolution))
+        face_masks = resize(face_masks, (resolution, resolution))
+        notes.append(f"{side}: scaled from {height} to the settings' resolution of {resolution} pixels")
+    if faces is None:
+        found, note = _detect(side, pictures)
+        notes.append(note)
+    else:
+        found = [_scaled(face, resolution / height) for face in faces]
+        if len(found) != len(pictures):
+            raise MagiCaptureError(
+                f"{side}_faces: {len(found)} faces for {len(pictures)} images; connect FACES of the same Face Mask "
+                "node, or nothing"
+            )
+    return Portraits(images=pictures, masks=face_masks, faces=found), notes
+
+
+def _detect(side: Side, pictures: Tensor) -> tuple[list[Face], str]:
+    """The face of every picture; none at all unless every picture has one."""
+    from ..magicapture_core.faces import choose_face
+
+    detector = face_detector(required=False)
+    if detector is None:
+        return [], f"{side}: FACES not connected and no face networks; the masks alone say where the faces are"
+    size = pictures.shape[-1]
+    found = [detector.detect(picture) for picture in pictures]
+    if not all(found):
+        return [], f"{side}: FACES not connected, and not every picture shows a face; the masks alone count"
+    faces = [candidates[choose_face(candidates, size, size)] for candidates in found]
+    return faces, f"{side}: FACES not connected, so the faces were looked for again"
+
+
+def _scaled(face: Face, scale: float) -> Face:
+    landmarks = None if face.landmarks is None else face.landmarks * scale
+    return replace(face, box=face.box * scale, landmarks=landmarks)

@@ -1,0 +1,87 @@
+"""Runs the checks of tests/nodes/checks inside a ComfyUI process, with that tree's own Python, and writes what failed.
+
+    <tree>/.venv/bin/python inside.py TREE RESULTS.json FOLDER CHECKPOINT
+
+Every function `check_*` of the check files is called with its arguments by name out of: `pack` (the pack as ComfyUI
+imports it), `checkpoint` (path), `loaded` (MODEL, CLIP, VAE of the checkpoint, under inference mode as in a node),
+`tmp_path`. FOLDER holds what the checks may write.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+PACK = HERE.parents[1]
+
+
+def load_module(name: str, path: Path, folder: Path | None = None) -> ModuleType:
+    """By file location, as ComfyUI imports packs."""
+    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=folder and [str(folder)])
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def start_comfy(tree: Path, folder: Path) -> None:
+    sys.path.insert(0, str(tree))
+    sys.argv = ["main.py", "--cpu", "--base-directory", str(folder)]
+    for kind in ("models/loras", "models/embeddings", "models/checkpoints", "input", "output", "temp"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import folder_paths
+
+    folder_paths.set_temp_directory(str(folder / "temp"))
+
+
+def load_checkpoint(path: Path) -> Any:
+    import comfy.sd
+    import folder_paths
+
+    embeddings = folder_paths.get_folder_paths("embeddings")
+    return comfy.sd.load_checkpoint_guess_config(str(path), embedding_directory=embeddings)[:3]
+
+
+def run(checkpoint: Path, folder: Path) -> dict[str, str]:
+    """Name of each check -> empty, or its traceback."""
+    import torch
+
+    results = {}
+    pack = load_module(str(PACK), PACK / "__init__.py", PACK)
+    load_module(f"{PACK}.nodes", PACK / "nodes" / "__init__.py", PACK / "nodes")
+    for path in sorted((HERE / "checks").glob("check_*.py")):
+        checks = inspect.getmembers(load_module(path.stem, path), inspect.isfunction)
+        for name, check in checks:
+            if not name.startswith("check_"):
+                continue
+            scratch = folder / "scratch" / name
+            scratch.mkdir(parents=True)
+            wanted = inspect.signature(check).parameters
+            try:
+                with torch.inference_mode():
+                    given = {"pack": pack, "checkpoint": checkpoint, "tmp_path": scratch}
+                    if "loaded" in wanted:
+                        given["loaded"] = load_checkpoint(checkpoint)
+                    check(**{key: given[key] for key in wanted})
+                results[f"{path.stem}.{name}"] = ""
+            except Exception:
+                results[f"{path.stem}.{name}"] = traceback.format_exc()
+    return results
+
+
+if __name__ == "__main__":
+    tree, results, folder, checkpoint = map(Path, sys.argv[1:])
+    start_comfy(tree, folder)
+    results.write_text(json.dumps(run(checkpoint, folder)), encoding="utf-8")
