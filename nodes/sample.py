@@ -118,15 +118,15 @@ class ComposedPromptSampler(io.ComfyNode):
         artifact: Artifact | None = None,
         **sampling: Any,
     ) -> io.NodeOutput:
-        artifact = patching.check_architecture(artifact) if artifact else patching.load(lora_name)
-        model, clip, attached = patching.attach(artifact, model, clip, strength_model, strength_clip)
-        prompts = [fill_prompt(text, artifact) for text in (prompt, negative)]
+        learned = patching.check_architecture(artifact) if artifact else patching.load(lora_name)
+        model, clip, attached = patching.attach(learned, model, clip, strength_model, strength_clip)
+        prompts = [fill_prompt(text, learned) for text in (prompt, negative)]
         positive, negatives = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in prompts)
         latents = sample_each(model, positive, negatives, **sampling)
         images = vae.decode(latents)
         report = [
-            f"{artifact.name}: {prompts[0]}",
-            *([f"{artifact.name} was on MODEL already and is not applied twice"] if attached else []),
+            f"{learned.name}: {prompts[0]}",
+            *([f"{learned.name} was on MODEL already and is not applied twice"] if attached else []),
             NO_RECOGNISER,
             *(f"picture {i + 1}: seed {sampling['seed'] + i}" for i in range(len(images))),
         ]

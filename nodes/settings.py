@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from comfy_api.latest import io
 
-from ..magicapture_core.config import PRESETS, TrainConfig, parse_config
+from ..magicapture_core.config import PRESETS, Preset, TrainConfig, parse_config
 from .sockets import SettingsType, schema, settings_sockets, settings_values
 
-CUSTOM = "custom"
+CUSTOM: Literal["custom"] = "custom"
 WIDGETS = {  # id -> folded away; saved workflows hold values by position, so new ones go to the end
     "inversion_num_steps": False,
     "tuning_num_steps": False,
@@ -59,19 +59,19 @@ class MagiCaptureSettings(io.ComfyNode):
                     + "; ".join(f"{name} = {_in_words(TrainConfig.preset(name))}" for name in PRESETS)
                     + ". All other widgets count in any case.",
                 ),
-                *settings_sockets(TrainConfig(), WIDGETS),
+                *settings_sockets(parse_config({}), WIDGETS),
             ],
             outputs=[SettingsType.Output(display_name="settings", tooltip="Connect to Train MagiCapture LoRA.")],
         )
 
     @classmethod
-    def execute(cls, preset: str, **widgets: Any) -> io.NodeOutput:
+    def execute(cls, preset: Preset | Literal["custom"], **widgets: Any) -> io.NodeOutput:
         return io.NodeOutput(chosen_config(preset, widgets))
 
 
-def chosen_config(preset: str, widgets: dict[str, Any]) -> TrainConfig:
+def chosen_config(preset: Preset | Literal["custom"], widgets: dict[str, Any]) -> TrainConfig:
     """The widgets' values, with the preset's three in their places unless it is `custom`."""
-    values = settings_values(TrainConfig(), widgets)
+    values = settings_values(parse_config({}), widgets)
     if preset != CUSTOM:
         chosen = TrainConfig.preset(preset)
         values["inversion"]["num_steps"] = chosen.inversion.num_steps

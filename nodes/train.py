@@ -12,7 +12,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..magicapture_core.config import TrainConfig
+from ..magicapture_core.config import TrainConfig, parse_config
 from ..magicapture_core.prompts import COMPOSED_PROMPT, fill
 from ..magicapture_core.types import Face, MagiCaptureError, Portraits
 from . import folders, patching
@@ -79,9 +79,7 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
             outputs=[
                 ArtifactType.Output(display_name="artifact", tooltip="For Composed Prompt Sampler."),
                 io.LoraModel.Output(display_name="lora", tooltip="The LoRA's weights, for Load LoRA Model."),
-                io.Image.Output(
-                    display_name="samples", tooltip="The sample pictures in their order; the last is final."
-                ),
+                io.Image.Output(display_name="samples", tooltip="The sample pictures in order; the last is final."),
                 io.Image.Output(display_name="curves", tooltip="The losses over the steps."),
                 io.String.Output(display_name="report", tooltip="What was trained, how long it took, and the files."),
             ],
@@ -110,7 +108,7 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
         style_faces: list[Face] | None = None,
         settings: TrainConfig | None = None,
     ) -> io.NodeOutput:
-        config = settings or TrainConfig()
+        config = settings or parse_config({})
         with torch.inference_mode(False), torch.enable_grad():
             subject, notes = to_portraits("subject", subject_images, subject_masks, subject_faces, config.resolution)
             style, more = to_portraits("style", style_images, style_masks, style_faces, config.resolution)

@@ -59,7 +59,7 @@ def check_punctuation_stays_outside(pack, loaded):
     plain = [t for t, _ in loaded[1].tokenize("a person, smiling")["l"][0]]
     mixed = [t for t, _ in ours.tokenize("a <one>, smiling")["l"][0]]
     assert len(plain) == len(mixed) == 77
-    assert [a == b for a, b in zip(plain, mixed[:2] + [plain[2]] + mixed[3:], strict=True)] == [True] * 77
+    assert [a == b for a, b in zip(plain, [*mixed[:2], plain[2], *mixed[3:]], strict=True)] == [True] * 77
     assert torch.equal(mixed[2], torch.ones(768))
 
 
