@@ -1,0 +1,93 @@
+"""What the user sees while a training runs, and how Cancel reaches it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..magicapture_core.config import TrainConfig
+from ..magicapture_core.prompts import COMPOSED_PROMPT, fill
+
+if TYPE_CHECKING:
+    from ..magicapture_core.estimate import Estimate
+    from ..magicapture_core.trainer import TrainStep
+
+PREVIEW_STEPS = 20  # sampling steps of a preview
+TEXT_EVERY = 0.5  # seconds between two lines of text on the node
+
+
+class Progress:
+    """What the user sees while it trains: bar, sample pictures, a line of text; and what stops it: Cancel."""
+
+    def __init__(self, node_id: str | None, config: TrainConfig, folder: Path, preview_every: int) -> None:
+        self.config, self.folder, self.preview_every = config, folder, preview_every
+        self.key = ""  # of this training's inputs
+        self.lines: list[str] = []
+        self.estimate = "not estimated"
+        self._node_id = node_id
+        self._bar: Any = None
+        self._spoke_at = 0.0
+        self._seconds = 0.0  # a step, smoothed
+
+    def say(self, text: str) -> None:
+        """A line for the report, shown at once."""
+        self.lines.append(text)
+        self._show(text)
+
+    def estimated(self, estimate: Estimate) -> None:
+        self.estimate = str(estimate)
+        self.say(f"Estimated before the start: {estimate}.")
+
+    def stepped(self, step: TrainStep) -> None:
+        """Called after every step. Raises ComfyUI's interrupt when the user has pressed Cancel."""
+        from comfy import model_management, utils
+
+        model_management.throw_exception_if_processing_interrupted()
+        self._bar = self._bar or utils.ProgressBar(step.num_steps)
+        self._bar.update_absolute(step.step, step.num_steps, self._preview(step))
+        self._seconds = 0.9 * self._seconds + 0.1 * step.seconds if self._seconds else step.seconds
+        if time.monotonic() - self._spoke_at > TEXT_EVERY or step.step == step.num_steps:
+            self._spoke_at = time.monotonic()
+            left = (step.num_steps - step.step) * self._seconds / 60
+            self._show(
+                f"{step.phase}, step {step.step} of {step.num_steps}, loss {float(step.losses.reconstruction):.4f}, "
+                f"attention {float(step.losses.attention):.4f}, {self._seconds:.2f} s a step, {left:.1f} minutes left"
+            )
+
+    def samples(self) -> Tensor:
+        """The sample pictures of a training [N,3,H,W], from the disk; a black one where they were deleted."""
+        from ..magicapture_core.images import load_photo
+
+        pictures = [load_photo(path) for path in sorted(self._samples_folder().glob("*.png"))]
+        side = self.config.resolution
+        return torch.stack(pictures) if pictures else torch.zeros(1, 3, side, side)
+
+    def _preview(self, step: TrainStep) -> tuple[str, Any, int] | None:
+        """A picture from the composed prompt where one is due, kept on the disk and handed to the bar."""
+        due = step.step == step.num_steps or (self.preview_every and step.step % self.preview_every == 0)
+        if not due:
+            return None
+        from ..magicapture_core.images import save_image, to_pil
+
+        prompt = fill(COMPOSED_PROMPT, self.config.subject.placeholder_token, self.config.style.placeholder_token)
+        side = self.config.resolution
+        picture = step.run.preview(prompt, num_steps=PREVIEW_STEPS, seed=self.config.seed, size=(side, side))[0]
+        save_image(picture, self._samples_folder() / f"step-{step.step:06d}.png")
+        return "JPEG", to_pil(picture), 512
+
+    def _samples_folder(self) -> Path:
+        return self.folder / f"samples-{self.key[:16]}"
+
+    def _show(self, text: str) -> None:
+        """A line of text on the running node, where a page is there to show it."""
+        if self._node_id is None:
+            return
+        from server import PromptServer
+
+        server = getattr(PromptServer, "instance", None)
+        if server is not None:
+            server.send_progress_text(text, self._node_id)
