@@ -1,0 +1,36 @@
+"""One server per ComfyUI tree, kept for the whole run; every test of this folder belongs to the `comfy` tier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .server import ComfyServer
+from .trees import Tree, find_trees
+
+HERE = Path(__file__).parent
+TREES = find_trees()[0]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.comfy)
+
+
+@pytest.fixture(scope="session", params=TREES or [None], ids=[tree.version for tree in TREES] or ["none"])
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path
+) -> Iterator[ComfyServer]:
+    """A running server with the pack and `sd15-small.safetensors`."""
+    tree: Tree = request.param
+    server = ComfyServer(tree, tmp_path_factory.mktemp(f"comfy-{tree.version}"))
+    try:
+        server.add_model("checkpoints", small_checkpoint)
+        server.wait_until_ready()
+        yield server
+    finally:
+        server.stop()

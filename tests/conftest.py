@@ -1,0 +1,68 @@
+"""The tiers: what a test needs beyond the default, whether this machine has it, and a summary that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from .checkpoints import Size, make_checkpoint
+from .comfy.trees import find_trees
+
+FULL_BYTES = 8e9
+SKIPPED = pytest.StashKey[dict[str, tuple[str, int]]]()
+FACTS = pytest.StashKey[list[str]]()
+
+
+def obstacle(tier: str) -> str:
+    """Why the tier cannot run here; empty when it can."""
+    if tier == "comfy":
+        return find_trees()[1]
+    if tier == "full":
+        free = psutil.virtual_memory().available
+        return "" if free >= FULL_BYTES else f"needs 8 GB of free memory, there are {free / 1e9:.1f} GB"
+    return "" if torch.cuda.is_available() else "no CUDA device"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    skipped = config.stash.setdefault(SKIPPED, {})
+    for tier in ("comfy", "full", "gpu"):
+        members = [item for item in items if item.get_closest_marker(tier)]
+        if members and (reason := obstacle(tier)):
+            skipped[tier] = (reason, len(members))
+            for item in members:
+                item.add_marker(pytest.mark.skip(reason=f"{tier} tier: {reason}"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for fact in config.stash.get(FACTS, []):
+        terminalreporter.write_line(fact)
+    for tier, (reason, count) in config.stash.get(SKIPPED, {}).items():
+        terminalreporter.write_line(f"tier {tier} not run ({count} tests): {reason}", yellow=True)
+
+
+@pytest.fixture(scope="session")
+def facts(pytestconfig: pytest.Config) -> list[str]:
+    """Lines appended here are printed at the end of the run: figures that are told and never asserted."""
+    return pytestconfig.stash.setdefault(FACTS, [])
+
+
+def temporary_checkpoint(factory: pytest.TempPathFactory, size: Size) -> Iterator[Path]:
+    path = make_checkpoint(factory.mktemp("checkpoints") / f"sd15-{size}.safetensors", size)
+    yield path
+    path.unlink()  # gigabytes, which pytest would keep for three runs
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """SD1.5's topology with narrow levels, random weights, 0.6 GB."""
+    yield from temporary_checkpoint(tmp_path_factory, "small")
+
+
+@pytest.fixture(scope="session")
+def full_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """SD1.5's true size, random weights, 2.1 GB."""
+    yield from temporary_checkpoint(tmp_path_factory, "full")
