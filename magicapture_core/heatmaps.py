@@ -18,6 +18,7 @@ from .types import MagiCaptureError
 Grid = tuple[int, int]
 
 MAX_BUCKETS = 8
+MAX_CELL = 256  # pixels, of one picture in the sheets over steps and over map sizes
 # Dark to light without red against green: the order of the colours survives every colour blindness and a grey print.
 RAMP = torch.tensor([(0.04, 0.04, 0.24), (0.36, 0.14, 0.56), (0.86, 0.34, 0.36), (1.0, 0.72, 0.22), (1.0, 1.0, 0.86)])
 
@@ -87,8 +88,8 @@ class AttentionRecord:
     ) -> Tensor:
         """[B,H,W]: mean attention probability that each place gives the word, in the asked step buckets and grids.
 
-        Per grid the mean over steps, layers and heads; each grid enlarged (bilinear, so nothing turns negative) to
-        `size`, by default the finest grid; then the mean over grids, each with the same weight.
+        Per grid the mean over steps, layers and heads; each grid enlarged to `size`, by default the finest grid; then
+        the mean over grids, each with the same weight.
         """
         index = self._index(word)
         with self._lock:
@@ -99,7 +100,7 @@ class AttentionRecord:
                 "picture is so large that every map is finer"
             )
         size = size or max(map(_grid_of, maps))
-        return torch.stack([resize(mean, size) for mean in maps]).mean(0)
+        return torch.stack([enlarge(mean, size) for mean in maps]).mean(0)
 
     def _means(self, index: int, buckets: Collection[int] | None, grids: Collection[Grid] | None) -> Iterator[Tensor]:
         for grid in self.grids if grids is None else grids:
@@ -144,8 +145,8 @@ def _grid_of(maps: Tensor) -> Grid:
     return maps.shape[-2], maps.shape[-1]
 
 
-def resize(maps: Tensor, size: Grid) -> Tensor:
-    """[B,h,w] -> [B,H,W], bilinear."""
+def enlarge(maps: Tensor, size: Grid) -> Tensor:
+    """[B,h,w] -> [B,H,W], bilinear, so that nothing turns negative."""
     return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
 
@@ -186,6 +187,7 @@ def strips(record: AttentionRecord, images: Tensor) -> list[Tensor]:
     """
     from .images import contact_sheet
 
+    images = _shrink(images)
     size, buckets = _size(record, images), record.buckets
     rows = []  # one [B,n,H,W] for every word
     for word in record.words:
@@ -202,10 +204,19 @@ def resolutions(record: AttentionRecord, images: Tensor) -> list[Tensor]:
     """For every picture a contact sheet [3,H',W']: a row for every word, a column for every map size."""
     from .images import contact_sheet
 
+    images = _shrink(images)
     size, grids = _size(record, images), record.grids
     labels = [f"{word} {h}x{w}" for word in record.words for h, w in grids]
     maps = [overlay(images, record.heatmap(word, size, grids=[grid])) for word in record.words for grid in grids]
     return [contact_sheet([cell[picture] for cell in maps], len(grids), labels) for picture in range(len(images))]
+
+
+def _shrink(images: Tensor) -> Tensor:
+    """To MAX_CELL pixels on the longer side at most: sheets of many columns stay small enough to look at."""
+    from .images import resize
+
+    scale = min(1.0, MAX_CELL / max(images.shape[-2:]))
+    return resize(images, (round(images.shape[-2] * scale), round(images.shape[-1] * scale)))
 
 
 def _size(record: AttentionRecord, images: Tensor) -> Grid:

@@ -149,7 +149,7 @@ def step_of(sigmas: Tensor, sample_sigmas: Tensor) -> int:
     return min(max(int((sample_sigmas >= level).sum()) - 1, 0), len(sample_sigmas) - 2)
 
 
-# -- a sampling of our own, watched live ---------------------------------------------------------------------------------
+# -- a sampling of our own, watched live -------------------------------------------------------------------------------
 
 
 def record_sampling(
