@@ -1,0 +1,266 @@
+"""Pictures in and out of files, and drawings of pictures. PIL and torch; knows nothing of faces.
+
+An image is a Tensor [3,H,W], RGB in 0..1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
+
+from .files import write_atomic
+from .types import MagiCaptureError, PhotoNote
+
+# What people keep as photos. Some Pillows cannot read some of these: then the file is named in a note, not overlooked.
+PHOTO_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif"}
+)
+MAX_PIXELS = 80_000_000  # a gigabyte as a tensor; Pillow itself suspects a decompression bomb from 89 million on
+ORIENTATION = 0x0112  # EXIF tag
+SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+MODES = {
+    "L": "grey",
+    "LA": "grey",
+    "La": "grey",
+    "1": "black and white",
+    "CMYK": "CMYK",
+    "P": "palette",
+    "PA": "palette",
+}
+MODES |= dict.fromkeys(SIXTEEN_BITS, "16-bit grey")
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+CURVE_COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14), (23, 190, 207))
+NUM_GRID_LINES = 4
+SMOOTHING = 0.95  # share that a step keeps of the running mean
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def list_photos(folder: Path) -> list[Path]:
+    """The photos of a folder by name, without those of its folders.
+
+    Raises MagiCaptureError when there is no such folder or it holds no photo.
+    """
+    if not folder.is_dir():
+        raise MagiCaptureError(f"{folder} is not a folder")
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES and path.name[0] != "."]
+    if not paths:
+        raise MagiCaptureError(f"{folder} holds no photos (JPEG, PNG, WebP, ...)")
+    return sorted(paths, key=lambda path: (path.name.lower(), path.name))
+
+
+def load_photo(path: Path) -> Tensor:
+    """A picture file of any common kind -> [3,H,W] 0..1, upright, over white where it is transparent.
+
+    Raises MagiCaptureError naming the file when it is broken, no picture, or too large to be a photo.
+    """
+    return from_pil(_open(path)[0])
+
+
+def load_photos(paths: Sequence[Path]) -> tuple[list[tuple[str, Tensor]], list[PhotoNote]]:
+    """Files -> (name, image [3,H,W]) of each that can be read, and a note on each where something had to be done."""
+    photos: list[tuple[str, Tensor]] = []
+    notes: list[PhotoNote] = []
+    for path in paths:
+        try:
+            picture, changes = _open(path)
+        except MagiCaptureError as error:
+            notes.append(PhotoNote(file_name=path.name, used=False, text=str(error).removeprefix(f"{path.name}: ")))
+            continue
+        photos.append((path.name, from_pil(picture)))
+        if changes:
+            notes.append(PhotoNote(file_name=path.name, used=True, text=", ".join(changes)))
+    return photos, notes
+
+
+def join_notes(*stages: Sequence[PhotoNote]) -> list[PhotoNote]:
+    """The notes of several stages on the same files -> one note per file: used if it came through all of them."""
+    by_file: dict[str, list[PhotoNote]] = {}
+    for note in (note for notes in stages for note in notes):
+        by_file.setdefault(note.file_name, []).append(note)
+    return [
+        PhotoNote(file_name=name, used=all(note.used for note in notes), text="; ".join(note.text for note in notes))
+        for name, notes in by_file.items()
+    ]
+
+
+def load_mask(path: Path) -> Tensor:
+    """A picture file -> [1,H,W] 0..1: its brightness, black where it is transparent. Raises as load_photo does."""
+    return from_pil(_open(path)[0], background=BLACK).mean(0, keepdim=True)
+
+
+def save_image(image: Tensor, path: Path) -> Path:
+    """image [3,H,W] or [1,H,W] -> a file of the kind its suffix names, whole or not at all. Returns `path`."""
+    picture = to_pil(image)
+    return write_atomic(path, lambda beside: picture.save(beside, quality=95))
+
+
+def _open(path: Path) -> tuple[Image.Image, list[str]]:
+    """The decoded, upright picture, and in words what is unusual about the file."""
+    try:
+        with Image.open(path) as file:
+            if file.width * file.height > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{file.width} x {file.height}")
+            file.load()
+            turned = file.getexif().get(ORIENTATION, 1) != 1
+            picture = ImageOps.exif_transpose(file)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        limit = f"{MAX_PIXELS // 1_000_000} million pixels"
+        raise MagiCaptureError(f"{path.name}: too large for a photo; make it smaller than {limit}") from None
+    except FileNotFoundError:
+        raise MagiCaptureError(f"{path.name}: there is no such file in {path.parent}") from None
+    except Exception as error:  # decoders raise nearly anything on a broken file
+        reason = str(error).replace(str(path), path.name)
+        raise MagiCaptureError(
+            f"{path.name}: cannot be read as a picture ({reason}); save it as JPEG or PNG"
+        ) from error
+    if picture.mode == "F":
+        raise MagiCaptureError(
+            f"{path.name}: pictures of floating-point numbers are not read; save it with 8 or 16 bits"
+        )
+    return picture, [*(["turned upright by its EXIF tag"] if turned else []), *_mode_changes(picture)]
+
+
+def _mode_changes(picture: Image.Image) -> list[str]:
+    changes = [f"{MODES[picture.mode]} made RGB"] if picture.mode in MODES else []
+    return [*changes, "transparency laid over white"] if picture.has_transparency_data else changes
+
+
+# --- tensors ---------------------------------------------------------------------------------------------------------
+
+
+def from_pil(picture: Image.Image, background: tuple[int, int, int] = WHITE) -> Tensor:
+    """A picture of any mode -> [3,H,W] 0..1, over `background` where it is transparent."""
+    if picture.mode in SIXTEEN_BITS:
+        grey = torch.from_numpy(np.asarray(picture).astype(np.float32) / 65535).clamp(0, 1)
+        return grey.expand(3, -1, -1).contiguous()
+    if picture.has_transparency_data:
+        base = Image.new("RGBA", picture.size, (*background, 255))
+        picture = Image.alpha_composite(base, picture.convert("RGBA"))
+    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous().float() / 255
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """image [3,H,W] or [1,H,W] 0..1 -> an 8-bit picture. Values outside are clipped."""
+    pixels = (image.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    return Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
+
+
+def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """images [B,C,H,W] -> [B,C,*size], bilinear and without aliasing."""
+    if images.shape[2:] == size:
+        return images
+    return F.interpolate(images, size, mode="bilinear", antialias=True)
+
+
+# --- drawings --------------------------------------------------------------------------------------------------------
+
+
+def load_font(height: int) -> Any:
+    """Pillow's own font, `height` pixels high."""
+    return ImageFont.load_default(height)
+
+
+def contact_sheet(images: Sequence[Tensor], columns: int, labels: Sequence[str] | None = None) -> Tensor:
+    """Images [3,H,W] of any sizes, row by row on white, each in the middle of its cell, with its label below it.
+
+    The cells have the size of the largest image. Returns [3,H,W].
+    """
+    if not images:
+        raise ValueError("a contact sheet of no images")
+    width, height = max(image.shape[2] for image in images), max(image.shape[1] for image in images)
+    gap = max(2, width // 64)
+    font_size = min(24, max(10, width // 20)) if labels else 0
+    cell_width, cell_height = width + gap, height + gap + (font_size * 3 // 2)
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * cell_width + gap, rows * cell_height + gap), WHITE)
+    draw = ImageDraw.Draw(sheet)
+    for place, image in enumerate(images):
+        left, top = gap + place % columns * cell_width, gap + place // columns * cell_height
+        picture = to_pil(image)
+        sheet.paste(picture, (left + (width - picture.width) // 2, top + (height - picture.height) // 2))
+        if labels:
+            font = load_font(font_size)
+            text = _shorten(labels[place], draw, font, width)
+            draw.text((left + width // 2, top + height + font_size // 6), text, BLACK, font, anchor="ma")
+    return from_pil(sheet)
+
+
+def _shorten(text: str, draw: ImageDraw.ImageDraw, font: Any, width: float) -> str:
+    """`text`, or as much of it as fits into `width` with an ellipsis."""
+    if draw.textlength(text, font) <= width:
+        return text
+    while text and draw.textlength(text + "...", font) > width:
+        text = text[:-1]
+    return text + "..."
+
+
+def draw_curves(series: Mapping[str, Sequence[float]], size: tuple[int, int] = (768, 384)) -> Tensor:
+    """One curve per name over 1, 2, ... steps -> [3,H,W]; `size` is (W, H). Pale: the values; bold: their running mean.
+
+    Values that are not finite are left out.
+    """
+    scale = 2  # drawn twice as large, then reduced: smooth lines
+    canvas = Image.new("RGB", (size[0] * scale, size[1] * scale), WHITE)
+    draw, font = ImageDraw.Draw(canvas), load_font(12 * scale)
+    box = (64 * scale, 28 * scale, (size[0] - 12) * scale, (size[1] - 24) * scale)
+    finite = [value for values in series.values() for value in values if np.isfinite(value)]
+    low, high = min(finite, default=0.0), max(finite, default=1.0)
+    high = high if high > low else low + 1.0
+    num_steps = max((len(values) for values in series.values()), default=0)
+    _draw_grid(draw, box, (low, high), num_steps, font)
+    legend_left = float(box[0])
+    for place, (name, values) in enumerate(series.items()):
+        colour = CURVE_COLOURS[place % len(CURVE_COLOURS)]
+        pale = tuple((channel + 3 * 255) // 4 for channel in colour)
+        for line, fill, width in ((values, pale, scale), (running_mean(values), colour, 2 * scale)):
+            draw.line(_curve_points(line, box, (low, high), num_steps), fill, width)
+        draw.text((legend_left, 6 * scale), name, colour, font)
+        legend_left += draw.textlength(name + "   ", font)
+    return from_pil(canvas.resize(size, Image.Resampling.LANCZOS))
+
+
+def running_mean(values: Sequence[float]) -> list[float]:
+    """Exponential running mean without a bias to its start; a value that is not finite is not counted."""
+    means: list[float] = []
+    total = weight = 0.0
+    for value in values:
+        if np.isfinite(value):
+            total, weight = SMOOTHING * total + value, SMOOTHING * weight + 1
+        means.append(total / weight if weight else float("nan"))
+    return means
+
+
+def _curve_points(
+    values: Sequence[float], box: tuple[int, int, int, int], limits: tuple[float, float], num_steps: int
+) -> list[tuple[float, float]]:
+    left, top, right, bottom = box
+    low, high = limits
+    across = (right - left) / max(num_steps - 1, 1)
+    return [
+        (left + step * across, bottom - (value - low) / (high - low) * (bottom - top))
+        for step, value in enumerate(values)
+        if np.isfinite(value)
+    ]
+
+
+def _draw_grid(
+    draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], limits: tuple[float, float], num_steps: int, font: Any
+) -> None:
+    left, top, right, bottom = box
+    for line in range(NUM_GRID_LINES + 1):
+        share = line / NUM_GRID_LINES
+        height = bottom - share * (bottom - top)
+        draw.line([(left, height), (right, height)], (220, 220, 220), 1)
+        draw.text((left - 8, height), f"{limits[0] + share * (limits[1] - limits[0]):.3g}", BLACK, font, anchor="rm")
+    draw.text((left, bottom + 6), "1", BLACK, font, anchor="ma")
+    draw.text((right, bottom + 6), str(num_steps), BLACK, font, anchor="ra")
