@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+
 from magicapture_core.config import TrainConfig, parse_config
 from magicapture_core.types import Portraits
 
@@ -27,7 +28,9 @@ def portraits(count: int, seed: int = 0) -> Portraits:
 
 
 def weights(*modules: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {f"{i}.{name}": value.clone() for i, module in enumerate(modules) for name, value in module.state_dict().items()}
+    return {
+        f"{i}.{name}": value.clone() for i, module in enumerate(modules) for name, value in module.state_dict().items()
+    }
 
 
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:

@@ -1,13 +1,18 @@
 import pytest
+from pydantic import BaseModel
+
 from magicapture_core.config import PRESETS, LoraConfig, TrainConfig, parse_config
 from magicapture_core.types import MagiCaptureError
-from pydantic import BaseModel
 
 
 def test_the_defaults_are_the_papers():
     config = TrainConfig()
     assert (config.inversion.num_steps, config.inversion.token_learning_rate) == (1200, 5e-4)
-    assert (config.tuning.num_steps, config.tuning.lora_learning_rate, config.tuning.token_learning_rate) == (1500, 1e-4, 1e-5)
+    assert (config.tuning.num_steps, config.tuning.lora_learning_rate, config.tuning.token_learning_rate) == (
+        1500,
+        1e-4,
+        1e-5,
+    )
     assert (config.loss.attention_weight, config.lora.lora_rank, config.lora.targets) == (2.5, 4, "cross-attention")
     assert TrainConfig.preset("paper").accumulate == 4
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 from magicapture_core.backbone import tiny
+
 from magicapture_core.dataset import draw, encode, step_items
 from magicapture_core.types import MagiCaptureError, Portraits
-
 from tests.small import portraits, small_config
 
 

@@ -1,5 +1,6 @@
 import torch
 from diffusers import DDPMScheduler
+
 from magicapture_core.diffusion import add_noise, predict_x0
 
 SCHEDULER = DDPMScheduler(1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")

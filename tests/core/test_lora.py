@@ -1,10 +1,10 @@
 import pytest
 import torch
-from magicapture_core import lora
 from magicapture_core.backbone import tiny
+
+from magicapture_core import lora
 from magicapture_core.config import LoraConfig
 from magicapture_core.types import LoraLayer, MagiCaptureError
-
 from tests.small import same, weights
 
 
@@ -55,8 +55,9 @@ def test_the_targets_are_the_layers_they_name(unet):
 
 
 def test_a_target_that_matches_nothing_is_an_error():
-    with pytest.raises(MagiCaptureError, match="matches no layer"), lora.injected(
-        torch.nn.Sequential(torch.nn.Linear(2, 2)), LoraConfig(), "attention", torch.Generator()
+    with (
+        pytest.raises(MagiCaptureError, match="matches no layer"),
+        lora.injected(torch.nn.Sequential(torch.nn.Linear(2, 2)), LoraConfig(), "attention", torch.Generator()),
     ):
         pass
 
@@ -82,8 +83,9 @@ def test_strength_zero_is_the_untouched_model(unet):
 
 
 def test_a_lora_of_another_model_is_refused(unet):
-    with pytest.raises(MagiCaptureError, match="nowhere"), lora.applied(
-        unet, {"nowhere": LoraLayer(down=torch.zeros(4, 8), up=torch.zeros(8, 4), alpha=4)}
+    with (
+        pytest.raises(MagiCaptureError, match="nowhere"),
+        lora.applied(unet, {"nowhere": LoraLayer(down=torch.zeros(4, 8), up=torch.zeros(8, 4), alpha=4)}),
     ):
         pass
     assert not lora.lora_modules(unet)

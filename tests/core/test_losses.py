@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from magicapture_core.losses import attention_refocusing, masked_reconstruction, scale_to_unit
 
 

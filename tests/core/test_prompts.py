@@ -1,4 +1,5 @@
 import pytest
+
 from magicapture_core.prompts import TEMPLATES, fill
 
 HOLDS = {"source": (1, 0), "reference": (0, 1), "composed": (1, 1)}

@@ -1,14 +1,15 @@
 """The run as a whole, on real classes of a tiny size."""
 
 from contextlib import closing
+from itertools import pairwise
 
 import pytest
 import torch
 from magicapture_core.backbone import tiny
+
 from magicapture_core.dataset import encode
 from magicapture_core.trainer import open_run, train
 from magicapture_core.types import MagiCaptureError
-
 from tests.small import portraits, same, small_config, weights
 
 
@@ -39,7 +40,7 @@ def test_phase_one_moves_the_words_and_phase_two_the_lora_too(backbone, dataset)
         ups = [layer.up.abs().sum() for layer in step.run.lora()["unet"].values()]
         assert all(up > 0 for up in ups)
     assert seen == [("inversion", i, False) for i in (1, 2, 3)] + [("tuning", i, True) for i in (4, 5, 6)]
-    for before, after in zip(tokens, tokens[1:], strict=False):
+    for before, after in pairwise(tokens):
         assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
@@ -183,4 +184,8 @@ def test_a_grid_without_attention_layers_is_named(backbone, dataset):
     grids = {tuple(tall.subject.attention_masks.shape[-2:])}
     assert grids == {(16, 16)}
     with pytest.raises(MagiCaptureError, match="attention_downscale"):
-        run_states(backbone, encode(backbone, portraits(1), portraits(1), small_config(loss={"attention_downscale": 8})), config.model_copy(update={"loss": small_config(loss={"attention_downscale": 8}).loss}))
+        run_states(
+            backbone,
+            encode(backbone, portraits(1), portraits(1), small_config(loss={"attention_downscale": 8})),
+            config.model_copy(update={"loss": small_config(loss={"attention_downscale": 8}).loss}),
+        )

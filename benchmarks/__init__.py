@@ -1,0 +1,1 @@
+"""Step time, memory and scaling, side by side with peers. Not in the released archive."""

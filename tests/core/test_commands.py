@@ -1,0 +1,119 @@
+"""The terminal as a user has it: a process, its exit code, its two streams."""
+
+import json
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from magicapture_core.__main__ import build_parser, main
+from magicapture_core.commands import read_config
+from magicapture_core.images import load_photo, save_image
+
+ROOT = Path(__file__).parents[2]
+STEPS = ("--inversion-steps", "2", "--tuning-steps", "2")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Two folders of noise with masks: no detector is needed."""
+    folder = tmp_path_factory.mktemp("photos")
+    for side, count in (("subject", 2), ("style", 2)):
+        for index in range(count):
+            generator = torch.Generator().manual_seed(index)
+            save_image(torch.rand(3, 96, 96, generator=generator), folder / side / f"{index}.png")
+            mask = torch.zeros(3, 96, 96)
+            mask[:, 24:64, 28:68] = 1
+            save_image(mask, folder / f"{side}-masks" / f"{index}.png")
+    return folder
+
+
+def train_arguments(photos, output, *more):
+    sides = [part for side in ("subject", "style") for part in (f"--{side}", str(photos / side))]
+    masks = [part for side in ("subject", "style") for part in (f"--{side}-masks", str(photos / f"{side}-masks"))]
+    return ["train", *sides, *masks, "--output", str(output), "--name", "someone", "--device", "cpu", *more]
+
+
+def test_train_generate_attention_inspect_unpack(photos, tmp_path, capsys):
+    """The line from photos to pictures, with machine-readable results on standard output alone."""
+
+    def run(*arguments):
+        assert main([*map(str, arguments), "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    trained = run(*train_arguments(photos, tmp_path, *STEPS))
+    assert trained["model"] == "magicapture-tiny"
+    assert "tiny" in trained["note"]
+    assert all(Path(file).is_file() for file in [trained["lora"], *trained["embeddings"]])
+    assert list((tmp_path / "magicapture" / "someone" / "samples").glob("*.png"))
+
+    sampling = ("--lora", trained["lora"], "--output", tmp_path / "out", "--num-steps", 2, "--device", "cpu")
+    pictures = run("generate", *sampling, "--count", 2)["images"]
+    assert [load_photo(Path(file)).shape for file in pictures] == [(3, 64, 64)] * 2
+    looked = run("attention", *sampling)
+    assert looked["words"] == ["<subject>", "<style>"]
+    assert all(Path(looked[sheet]).is_file() for sheet in ("overlay", "steps", "resolutions"))
+
+    assert run("inspect", trained["lora"])["architecture"] == "magicapture-tiny"
+    assert len(run("unpack", trained["lora"], "--output", tmp_path / "words")["embeddings"]) == 2
+
+
+def test_bad_input_is_exit_code_two_and_one_line(tmp_path, capsys):
+    assert main(["inspect", str(tmp_path / "nothing.safetensors")]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert "nothing.safetensors" in captured.err
+
+
+def test_ctrl_c_is_130_with_a_state_that_resume_goes_on_from(photos, tmp_path, capsys):
+    steps = ("--inversion-steps", "3", "--tuning-steps", "4000")
+    command = [sys.executable, "-u", "-m", "magicapture_core", *train_arguments(photos, tmp_path, *steps)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    said = ""
+    while "tuning" not in said:  # the bar names the phase: both have begun
+        said += process.stderr.read(1)
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=120)[1]
+    assert process.returncode == 130
+    assert "--resume" in rest
+    [state] = (tmp_path / "magicapture" / "someone").glob("state-*.safetensors")
+    assert state.is_file()
+
+
+def test_settings_come_from_preset_then_file_then_flags(tmp_path):
+    toml = tmp_path / "run.toml"
+    toml.write_text("seed = 5\naccumulate = 2\n[tuning]\nnum_steps = 10\nlora_learning_rate = 2e-4\n")
+    assert tomllib.loads(toml.read_text())["seed"] == 5
+    arguments = [*train_arguments(tmp_path, tmp_path, "--config", str(toml), "--preset", "paper")]
+    parsed = build_parser().parse_args([*arguments, "--checkpoint", "x.safetensors", "--tuning-steps", "20"])
+    config = read_config(parsed)
+    assert (config.seed, config.accumulate, config.inversion.num_steps) == (5, 2, 1200)
+    assert (config.tuning.num_steps, config.tuning.lora_learning_rate) == (20, 2e-4)
+
+
+def test_a_misspelt_setting_is_named(photos, tmp_path, capsys):
+    toml = tmp_path / "run.toml"
+    toml.write_text("sead = 5\n")
+    assert main(train_arguments(photos, tmp_path, "--config", str(toml))) == 2
+    assert "sead" in capsys.readouterr().err
+
+
+def test_every_command_explains_itself(capsys):
+    for name in ("demo", "masks", "train", "generate", "attention", "restore", "inspect", "unpack", "models"):
+        with pytest.raises(SystemExit) as stopped:
+            main([name, "--help"])
+        assert stopped.value.code == 0
+        assert "usage" in capsys.readouterr().out
+
+
+def test_models_lists_each_with_its_licence(capsys):
+    assert main(["models", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["models"]
+    assert {"file", "there", "purpose", "licence", "get"} == set(listed[0])
+    assert any("non-commercial" in model["licence"] for model in listed)

@@ -1,0 +1,131 @@
+"""The whole line at tiny size: what is on the disk after a finish, a cancel, a resume."""
+
+import pytest
+import torch
+from magicapture_core.backbone import tiny
+from safetensors.torch import load_file
+
+from magicapture_core import artifact, recipe
+from magicapture_core.types import MagiCaptureError, Portraits
+from tests.small import portraits, same, small_config
+
+SUBJECT, STYLE = portraits(2), portraits(3, seed=1)
+
+
+class Stop(BaseException):
+    """As a host's own way to say stop."""
+
+
+def personalize(folder, stop_after=None, config=None, **options):
+    def on_step(step):
+        steps.append(step.step)
+        if step.step == stop_after:
+            raise Stop
+
+    steps: list[int] = []
+    options.setdefault("on_step", on_step)
+    result = recipe.personalize(
+        tiny(),
+        SUBJECT,
+        STYLE,
+        config or small_config(),
+        name="someone",
+        folder=folder / "work",
+        save=lambda made: list(artifact.save(made, folder)),
+        **options,
+    )
+    return result, steps
+
+
+def test_a_finished_run_leaves_three_files_and_no_state(tmp_path):
+    result, steps = personalize(tmp_path)
+    assert steps == [1, 2, 3, 4, 5, 6]
+    names = ["someone.safetensors", "someone_subject.safetensors", "someone_style.safetensors"]
+    assert [file.name for file in result.files] == names
+    assert len(result.history) == 6
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["result.json"]
+    loaded = artifact.load(result.files[0])
+    assert loaded.architecture == "magicapture-tiny"
+    assert [token.placeholder for token in loaded.tokens] == ["<subject>", "<style>"]
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 4])
+def test_a_stopped_run_resumes_to_the_same_file(tmp_path, stop_after):
+    whole, _ = personalize(tmp_path / "whole")
+    with pytest.raises(Stop):
+        personalize(tmp_path / "stopped", stop_after=stop_after)
+    assert not list((tmp_path / "stopped").glob("*.safetensors"))
+    resumed, steps = personalize(tmp_path / "stopped")
+    assert steps == list(range(stop_after + 1, 7))
+    assert resumed.history == pytest.approx(whole.history)
+    for left, right in zip(whole.files, resumed.files, strict=True):
+        assert same(load_file(left), load_file(right))
+
+
+def test_without_resume_it_starts_anew(tmp_path):
+    with pytest.raises(Stop):
+        personalize(tmp_path, stop_after=2)
+    assert personalize(tmp_path, resume=False)[1][0] == 1
+
+
+def test_a_result_is_found_until_anything_changes(tmp_path):
+    config, work = small_config(), tmp_path / "work"
+    result, _ = personalize(tmp_path)
+    key = recipe.result_key(tiny(), SUBJECT, STYLE, config)
+    assert recipe.find_result(work, key) == result
+
+    pixel, mask = SUBJECT.images.clone(), STYLE.masks.clone()
+    pixel[0, 0, 0, 0] += 1 / 255
+    mask[-1, 0, -1, -1] = 1 - mask[-1, 0, -1, -1]
+    other_weight = tiny()
+    with torch.no_grad():
+        next(other_weight.text_encoder.parameters()).view(-1)[0] += 1e-3
+    others = [
+        recipe.result_key(tiny(), Portraits(images=pixel, masks=SUBJECT.masks), STYLE, config),
+        recipe.result_key(tiny(), SUBJECT, Portraits(images=STYLE.images, masks=mask), config),
+        recipe.result_key(other_weight, SUBJECT, STYLE, config),
+        recipe.result_key(tiny(), SUBJECT, STYLE, small_config(seed=1)),
+        recipe.result_key(tiny(), STYLE, SUBJECT, config),
+    ]
+    assert len({key, *others}) == 6
+    assert [recipe.find_result(work, other) for other in others] == [None] * 5
+
+    result.files[1].unlink()
+    assert recipe.find_result(work, key) is None
+
+
+def test_the_key_is_the_same_in_whatever_precision_the_weights_are_kept():
+    half = tiny()
+    half.to(torch.device("cpu"), torch.bfloat16)
+    again = tiny()
+    again.to(torch.device("cpu"), torch.bfloat16)
+    again.to(torch.device("cpu"), torch.float32)
+    assert len({recipe.result_key(b, SUBJECT, STYLE, small_config()) for b in (half, again)}) == 1
+
+
+def test_the_estimate_comes_first_and_does_not_disturb(tmp_path):
+    said = []
+    personalize(tmp_path, on_estimate=said.append)
+    assert said[0].seconds_per_step > 0
+    weights = sum(p.numel() * 4 for part in (tiny().unet, tiny().text_encoder) for p in part.parameters())
+    assert said[0].peak_bytes > weights
+
+
+def test_a_damaged_state_is_named(tmp_path):
+    with pytest.raises(Stop):
+        personalize(tmp_path, stop_after=2)
+    [state] = (tmp_path / "work").glob("state-*.safetensors")
+    state.write_bytes(state.read_bytes()[:100])
+    with pytest.raises(MagiCaptureError, match=r"state-.*delete it"):
+        personalize(tmp_path)
+
+
+def test_nothing_to_train_is_an_error(tmp_path):
+    with pytest.raises(MagiCaptureError, match="nothing to train"):
+        personalize(tmp_path, config=small_config(inversion={"num_steps": 0}, tuning={"num_steps": 0}))
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a b", ".hidden", "x" * 65])
+def test_a_name_that_is_no_file_name_is_refused(tmp_path, name):
+    with pytest.raises(MagiCaptureError, match="name"):
+        recipe.personalize(tiny(), SUBJECT, STYLE, small_config(), name=name, folder=tmp_path, save=lambda made: [])
