@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .types import MagiCaptureError, Task
 
-Preset = Literal["quick", "standard", "paper"]
+Preset = Literal["quick", "standard", "paper", "tiny"]
 PLACEHOLDER_PATTERN = r"^<[A-Za-z0-9_-]{1,40}>$"
 
 
@@ -77,9 +77,7 @@ class InversionConfig(PhaseConfig):
     """Phase 1: textual inversion, only the learned words move (Eq. 9)."""
 
     num_steps: int = Field(1200, ge=0, le=100_000, description="Optimizer steps of phase 1, textual inversion.")
-    token_learning_rate: float = Field(
-        5e-4, ge=0, le=0.1, description="Learning rate of the learned words in phase 1."
-    )
+    token_learning_rate: float = Field(5e-4, ge=0, le=0.1, description="Learning rate of the learned words in phase 1.")
     weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW's weight decay in phase 1.")
 
 
@@ -130,9 +128,17 @@ class TrainConfig(Settings):
         False, description="Recompute activations: about a third slower, fits a 6 GB card."
     )
 
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of both phases."""
+        return self.inversion.num_steps + self.tuning.num_steps
+
     @classmethod
     def preset(cls, name: Preset) -> TrainConfig:
-        """`paper`: 1200 + 1500 steps of four groups. `standard`: the same steps of one group. `quick`: a first look."""
+        """`paper`: 1200 + 1500 steps of four groups. `standard`: the same steps of one group. `quick`: a first look.
+
+        `tiny`: for the embedded model of 64 px, whose learning rates and map sizes do not carry over to SD1.5.
+        """
         return cls.model_validate(PRESETS[name])
 
 
@@ -140,6 +146,13 @@ PRESETS: dict[Preset, dict[str, Any]] = {
     "quick": {"inversion": {"num_steps": 200}, "tuning": {"num_steps": 300}},
     "standard": {},
     "paper": {"accumulate": 4},
+    "tiny": {
+        "resolution": 64,
+        "loss": {"attention_downscale": 2},
+        "inversion": {"num_steps": 40, "token_learning_rate": 5e-3},
+        "tuning": {"num_steps": 80, "token_learning_rate": 5e-4, "lora_learning_rate": 1e-3},
+        "lora": {"lora_rank": 8, "lora_alpha": 8.0},
+    },
 }
 
 

@@ -33,12 +33,13 @@ if TYPE_CHECKING:
 STATE_EVERY = 100  # steps between two states on the disk
 KEY_FORMAT = "1"  # raised when the same inputs would train differently
 RESULT_FILE = "result.json"
+TERMS = ("reconstruction", "attention", "total")  # a row of the history
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """A finished training. files: the LoRA first, then one embedding a learned word. history: [steps,3] reconstruction,
-    attention and total of every step, over both phases."""
+    """A finished training. files: the LoRA first, then one embedding a learned word. history: a row of TERMS for every
+    step, over both phases."""
 
     key: str
     files: list[Path]
@@ -79,8 +80,7 @@ def personalize(
     artifact = None
     with closing(train(backbone, dataset, config, state)) as steps:
         for step in steps:
-            losses = step.losses
-            history.append([float(losses.reconstruction), float(losses.attention), float(losses.total)])
+            history.append([float(getattr(step.losses, term)) for term in TERMS])
             try:
                 on_step(step)
             except BaseException:  # the host's own way to say stop may be none of Exception's
@@ -170,4 +170,6 @@ def _load_state(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path) if path.is_file() else {}
     except SafetensorError as error:
-        raise MagiCaptureError(f"{path}: the saved state is damaged ({error}); delete it to train from the start") from error
+        raise MagiCaptureError(
+            f"{path}: the saved state is damaged ({error}); delete it to train from the start"
+        ) from error

@@ -83,7 +83,7 @@ def sample(
 
     size: (H, W) in pixels, the model's own when None. record: gets the attention maps of its words at every step.
     """
-    from diffusers import DPMSolverMultistepScheduler
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
     unet = backbone.unet
     scheduler: Any = DPMSolverMultistepScheduler.from_config(backbone.noise_scheduler.config)

@@ -7,7 +7,7 @@ any step, leaves the backbone's modules as they were. Knows nothing of files.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from . import lora, tokens
-from .config import TrainConfig
+from .config import TokenConfig, TrainConfig
 from .dataset import Batch, Dataset, draw, step_items
 from .objective import Objective
 from .sampler import sample
 from .tokens import Vocabulary
-from .types import LossTerms, MagiCaptureError, Token
+from .types import LossTerms, MagiCaptureError, Side, Token
 
 if TYPE_CHECKING:
     from .backbone import Backbone
@@ -52,7 +52,7 @@ class TrainStep:
 
 def train(
     backbone: Backbone, dataset: Dataset, config: TrainConfig, resume: State | None = None
-) -> Iterator[TrainStep]:
+) -> Generator[TrainStep]:
     """Phase 1 moves the learned words alone (Eq. 9), phase 2 the LoRA and the words (Eq. 10).
 
     resume: a `TrainStep.state()` of the same photos and configuration; the run goes on bit for bit as if it had never
@@ -113,9 +113,10 @@ class Run:
 
     def _initial_tokens(self) -> list[Token]:
         table = self.backbone.text_encoder.get_input_embeddings().weight
+        sides: list[tuple[Side, TokenConfig]] = [("subject", self.config.subject), ("style", self.config.style)]
         return [
-            tokens.initial_token(name, settings, self.backbone.tokenizer, table, self._generator)
-            for name, settings in (("subject", self.config.subject), ("style", self.config.style))
+            tokens.initial_token(side, settings, self.backbone.tokenizer, table, self._generator)
+            for side, settings in sides
         ]
 
     # -- what was learned ----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The nouns that travel down the line. Knows torch and nothing else of ours.
+"""The nouns that travel down the line. Knows nothing else of ours.
 
 Shape legend, used in every docstring of the core:
 
@@ -11,9 +11,10 @@ Shape legend, used in every docstring of the core:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor
+if TYPE_CHECKING:  # install.py uses this module where torch may be missing
+    from torch import Tensor
 
 Side = Literal["subject", "style"]
 Task = Literal["source", "reference", "composed"]

@@ -1,0 +1,132 @@
+"""The terminal: `python -m magicapture_core COMMAND`.
+
+Progress goes to standard error, the result to standard output: a few lines, or one JSON object with `--json`. Exit code
+0; 2 for bad input, with one line that says what and how to mend it; 130 when cancelled, with a state to go on from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import commands
+from .prompts import COMPOSED_PROMPT
+from .types import MagiCaptureError
+
+CANCELLED, BAD_INPUT = 130, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = build_parser().parse_args(argv)
+    try:
+        result = arguments.run(arguments)
+    except (MagiCaptureError, OSError) as error:
+        print(f"magicapture {arguments.command}: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except (KeyboardInterrupt, commands.Cancelled) as stopped:
+        print(f"magicapture {arguments.command}: cancelled. {stopped}".rstrip(), file=sys.stderr)
+        return CANCELLED
+    if arguments.json:
+        print(json.dumps(result))
+    else:
+        print("\n".join(f"{key}: {_words(value)}" for key, value in result.items()))
+    return 0
+
+
+def _words(value: object) -> str:
+    if isinstance(value, list):
+        return "".join(f"\n  {_words(entry)}" for entry in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_words(entry)}" for key, entry in value.items())
+    return str(value)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m magicapture_core", description="Portraits of a person in a style, learned from a few photos."
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: commands.Command, text: str) -> argparse.ArgumentParser:
+        added = subparsers.add_parser(name, help=text, description=text)
+        added.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+        added.set_defaults(run=run)
+        return added
+
+    demo = command("demo", commands.run_demo, "the whole line on the pack's own pictures and tiny model")
+    demo.add_argument("--output", type=Path, default=Path("demo-output"), metavar="DIR")
+
+    masks = command("masks", commands.masks, "find the faces of a folder of photos; write square photos and masks")
+    masks.add_argument("photos", type=Path, metavar="DIR")
+    masks.add_argument("--output", type=Path, required=True, metavar="DIR")
+    masks.add_argument("--resolution", type=int, default=512, help="side of the squares in pixels (%(default)s)")
+
+    train = command("train", commands.train, "photos to a LoRA")
+    for side in ("subject", "style"):
+        train.add_argument(f"--{side}", type=Path, required=True, metavar="DIR", help=f"folder of {side} photos")
+        train.add_argument(
+            f"--{side}-masks", type=Path, metavar="DIR", help="masks of the same file stems, white = face"
+        )
+    train.add_argument("--output", type=Path, required=True, metavar="DIR")
+    train.add_argument("--name", required=True, help="letters, digits, - and _")
+    _add_model(train)
+    train.add_argument("--preset", choices=commands.PRESET_NAMES, default="standard")
+    train.add_argument("--config", type=Path, metavar="TOML", help="settings; they go before the preset")
+    train.add_argument("--inversion-steps", type=int, metavar="N", help="optimizer steps of phase 1")
+    train.add_argument("--tuning-steps", type=int, metavar="N", help="optimizer steps of phase 2")
+    train.add_argument("--seed", type=int, metavar="N")
+    train.add_argument("--resume", action="store_true", help="go on from where the same run was stopped")
+
+    generate = command("generate", commands.generate, "pictures from a LoRA")
+    _add_prompt(generate)
+    generate.add_argument("--count", type=int, default=4, help="how many pictures (%(default)s)")
+
+    attention = command("attention", commands.attention, "where each word looks while a picture is made")
+    _add_prompt(attention)
+    attention.add_argument("--words", help="words of the prompt, separated by commas; the learned words by default")
+
+    restore = command("restore", commands.restore, "restore the faces of a picture and enlarge it")
+    restore.add_argument("input", type=Path, metavar="IN")
+    restore.add_argument("--output", type=Path, required=True, metavar="OUT", help="a .png or .jpg file")
+    restore.add_argument("--restorer", type=Path, metavar="FILE", help="a face restoration model, such as GFPGAN")
+    restore.add_argument("--upscaler", type=Path, metavar="FILE", help="an upscale model, such as Real-ESRGAN")
+
+    restore.add_argument("--scale", type=float, default=2.0, help="enlargement without an upscaler (%(default)s)")
+
+    inspect = command("inspect", commands.inspect, "what a LoRA file holds")
+    inspect.add_argument("file", type=Path)
+
+    unpack = command("unpack", commands.unpack, "write the embeddings that a LoRA file holds as files of their own")
+    unpack.add_argument("file", type=Path)
+    unpack.add_argument("--output", type=Path, required=True, metavar="DIR")
+
+    models = command("models", commands.models, "which models can be used, and whether they are there")
+    models.add_argument("action", nargs="?", choices=["list", "get"], default="list")
+    models.add_argument("what", nargs="?", choices=["faces", "tokenizer"], help="with get: what to fetch")
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="an SD1.5 checkpoint (.safetensors) or diffusers folder"
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; the fastest there is by default")
+
+
+def _add_prompt(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--lora", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    _add_model(parser)
+    parser.add_argument("--prompt", default=COMPOSED_PROMPT, help='"%(default)s" by default')
+    parser.add_argument("--negative-prompt", default="")
+    parser.add_argument("--strength", type=float, default=1.0, help="of the LoRA (%(default)s)")
+    parser.add_argument("--num-steps", type=int, default=30, help="sampling steps (%(default)s)")
+    parser.add_argument("--guidance", type=float, default=7.0, help="how closely to follow the prompt (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,294 @@
+"""The terminal's commands: files in, one call into the core, files out. Each returns what it prints, ready for JSON."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import tomllib
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import artifact as artifacts
+from . import models as known
+from .config import PRESETS, TrainConfig, parse_config
+from .prompts import COMPOSED_PROMPT
+from .types import MagiCaptureError, PhotoNote, Portraits, Side
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .backbone import Backbone
+    from .trainer import TrainStep
+
+Result = dict[str, Any]
+Command = Callable[[Namespace], Result]
+PRESET_NAMES = ("quick", "standard", "paper")
+PREVIEWS = 5  # of a training, evenly spread
+
+
+class Cancelled(Exception):
+    """The user stopped; the message says how to go on."""
+
+
+def progress(total: int, text: str) -> Any:
+    """A bar on standard error."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=text, file=sys.stderr, dynamic_ncols=True)
+
+
+def run_demo(arguments: Namespace) -> Result:
+    from . import demo
+
+    return demo.run(arguments.output, progress)
+
+
+def masks(arguments: Namespace) -> Result:
+    from .images import save_image
+    from .masks import overlay
+
+    portraits, notes = read_portraits(arguments.photos, None, arguments.resolution, "subject")
+    for index, picture in enumerate(overlay(portraits)):
+        stem = Path(portraits.faces[index].file_name).stem
+        save_image(portraits.images[index], arguments.output / f"{stem}.png")
+        save_image(portraits.masks[index].expand(3, -1, -1), arguments.output / "masks" / f"{stem}.png")
+        save_image(picture, arguments.output / "overlays" / f"{stem}.png")
+    return {"output": str(arguments.output), "photos": [str(note) for note in notes]}
+
+
+def read_portraits(
+    folder: Path, masks_folder: Path | None, resolution: int, side: Side
+) -> tuple[Portraits, list[PhotoNote]]:
+    """A folder of photos, framed, with what became of each. masks_folder: masks of the same stems, white = face."""
+    from .faces import load_face_detector
+    from .images import list_photos, load_mask, load_photos
+    from .masks import MaskOptions, prepare_portraits, require_portraits
+
+    photos, notes = load_photos(list_photos(folder))
+    given = [load_mask(mask) if (mask := _mask_of(name, masks_folder)) else None for name, _ in photos]
+    needs_detector = any(mask is None for mask in given)
+    try:
+        detector = load_face_detector() if needs_detector else None
+    except MagiCaptureError as error:
+        raise MagiCaptureError(f"{error}, or give --{side}-masks with a mask for every photo") from error
+    portraits, framed = prepare_portraits(photos, resolution, detector, MaskOptions(), given)
+    return require_portraits(portraits, [*notes, *framed], side), [*notes, *framed]
+
+
+def _mask_of(photo: str, folder: Path | None) -> Path | None:
+    if folder is None:
+        return None
+    return next((path for path in sorted(folder.iterdir()) if path.stem == Path(photo).stem), None)
+
+
+def read_backbone(checkpoint: Path | None) -> Backbone:
+    """A single file, a diffusers folder, or without either the embedded tiny model."""
+    from . import backbone
+
+    if checkpoint is None:
+        return backbone.tiny()
+    return backbone.from_diffusers(checkpoint) if checkpoint.is_dir() else backbone.from_checkpoint(checkpoint)
+
+
+def pick_device(name: str | None) -> str:
+    import torch
+
+    if name:
+        return name
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def read_config(arguments: Namespace) -> TrainConfig:
+    """The preset, then the TOML file, then the flags."""
+    values = PRESETS["tiny" if arguments.checkpoint is None else arguments.preset]
+    if arguments.config is not None:
+        try:
+            values = merge(values, tomllib.loads(arguments.config.read_text(encoding="utf-8")))
+        except tomllib.TOMLDecodeError as error:
+            raise MagiCaptureError(f"{arguments.config}: {error}") from error
+    flags: dict[str, Any] = {}
+    for phase in ("inversion", "tuning"):
+        steps = getattr(arguments, f"{phase}_steps")
+        if steps is not None:
+            flags[phase] = {"num_steps": steps}
+    if arguments.seed is not None:
+        flags["seed"] = arguments.seed
+    return parse_config(merge(values, flags))
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries, the second before the first."""
+    merged = dict(base)
+    for key, value in over.items():
+        inner = merged.get(key)
+        merged[key] = merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def train(arguments: Namespace) -> Result:
+    from . import recipe
+
+    artifacts.check_name(arguments.name)
+    config = read_config(arguments)
+    subject, subject_notes = read_portraits(arguments.subject, arguments.subject_masks, config.resolution, "subject")
+    style, style_notes = read_portraits(arguments.style, arguments.style_masks, config.resolution, "style")
+    backbone = read_backbone(arguments.checkpoint)
+    folder = arguments.output / "magicapture" / arguments.name
+    with progress(config.num_steps, "training") as bar, stoppable() as stopped:
+
+        def on_step(step: TrainStep) -> None:
+            bar.update(step.step - bar.n)
+            bar.set_postfix(phase=step.phase, loss=f"{float(step.losses.total):.4f}")
+            if step.step % max(1, config.num_steps // PREVIEWS) == 0:
+                save_preview(step, config, folder / "samples")
+            if stopped():
+                raise Cancelled(f"The state of step {step.step} is kept; the same command with --resume goes on")
+
+        result = recipe.personalize(
+            backbone,
+            subject,
+            style,
+            config,
+            name=arguments.name,
+            folder=folder,
+            save=lambda artifact: artifacts.save(artifact, arguments.output),
+            device=pick_device(arguments.device),
+            resume=arguments.resume,
+            on_estimate=lambda estimate: bar.write(f"estimate: {estimate}", file=sys.stderr),
+            on_step=on_step,
+        )
+    said: Result = {"lora": str(result.files[0]), "embeddings": [str(file) for file in result.files[1:]]}
+    said |= {"photos": [str(note) for note in [*subject_notes, *style_notes]], "steps": config.num_steps}
+    said |= {"loss": result.history[-1][-1], "model": backbone.architecture}
+    if arguments.checkpoint is None:
+        said["note"] = "trained on the embedded tiny model, for a first look; give --checkpoint for your SD1.5 model"
+    return said
+
+
+def save_preview(step: TrainStep, config: TrainConfig, folder: Path) -> None:
+    from .images import save_image
+    from .prompts import fill
+
+    prompt = fill(COMPOSED_PROMPT, config.subject.placeholder_token, config.style.placeholder_token)
+    save_image(step.run.preview(prompt, num_steps=20, seed=config.seed)[0], folder / f"step-{step.step:06d}.png")
+
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C inside the block is remembered until it is asked for, so that no step is torn; a second one interrupts."""
+    asked: list[int] = []
+
+    def remember(*_: Any) -> None:
+        asked.append(1)
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def generate(arguments: Namespace) -> Result:
+    from .images import save_image
+    from .sampler import generate as sample
+
+    artifact = artifacts.load(arguments.lora)
+    with progress(arguments.num_steps, "sampling") as bar:
+        images = sample(_model(arguments), artifact, **_sampling(arguments, bar), num_images=arguments.count)
+    files = []
+    for index, image in enumerate(images):
+        files.append(str(arguments.output / f"{artifact.name}-{arguments.seed + index}.png"))
+        save_image(image, Path(files[-1]))
+    return {"prompt": arguments.prompt, "images": files}
+
+
+def attention(arguments: Namespace) -> Result:
+    from . import heatmaps
+    from .images import save_image
+    from .sampler import fill_prompt
+    from .sampler import generate as sample
+
+    artifact = artifacts.load(arguments.lora)
+    words = [word.strip() for word in fill_prompt(arguments.words or "", artifact).split(",") if word.strip()]
+    record = heatmaps.AttentionRecord(words or [token.placeholder for token in artifact.tokens])
+    with progress(arguments.num_steps, "sampling") as bar:
+        images = sample(_model(arguments), artifact, **_sampling(arguments, bar), record=record)
+    sheets: dict[str, Tensor] = {
+        "overlay": heatmaps.overlays(record, images),
+        "steps": heatmaps.strips(record, images)[0],
+        "resolutions": heatmaps.resolutions(record, images)[0],
+    }
+    files = {name: arguments.output / f"{artifact.name}-attention-{name}.png" for name in sheets}
+    for name, sheet in sheets.items():
+        save_image(sheet, files[name])
+    return {"words": list(record.words), **{name: str(file) for name, file in files.items()}}
+
+
+def _model(arguments: Namespace) -> Backbone:
+    import torch
+
+    backbone = read_backbone(arguments.checkpoint)
+    backbone.to(torch.device(pick_device(arguments.device)), torch.float32)
+    return backbone
+
+
+def _sampling(arguments: Namespace, bar: Any) -> dict[str, Any]:
+    return {
+        "prompt": arguments.prompt,
+        "negative_prompt": arguments.negative_prompt,
+        "strength": arguments.strength,
+        "num_steps": arguments.num_steps,
+        "guidance": arguments.guidance,
+        "seed": arguments.seed,
+        "on_step": lambda step, num_steps: bar.update(),
+    }
+
+
+def restore(arguments: Namespace) -> Result:
+    from .faces import load_face_detector
+    from .images import load_photo, save_image
+    from .restore import load_restorer, restore_and_upscale
+    from .upscale import load_upscaler
+
+    image = load_photo(arguments.input)
+    restorer = load_restorer(arguments.restorer) if arguments.restorer else None
+    upscaler = load_upscaler(arguments.upscaler) if arguments.upscaler else None
+    faces = load_face_detector().detect(image) if restorer else []
+    restored = restore_and_upscale(image, faces, restorer, upscaler, factor=arguments.scale)
+    save_image(restored, arguments.output)
+    return {"output": str(arguments.output), "faces": len(faces), "size": list(restored.shape[:0:-1])}
+
+
+def inspect(arguments: Namespace) -> Result:
+    return artifacts.inspect(arguments.file)
+
+
+def unpack(arguments: Namespace) -> Result:
+    return {"embeddings": [str(file) for file in artifacts.unpack(arguments.file, arguments.output)]}
+
+
+def models(arguments: Namespace) -> Result:
+    folder = known.models_folder()
+    if arguments.action == "get":
+        getters = {"faces": known.get_faces, "tokenizer": known.get_tokenizer}
+        wanted = [arguments.what] if arguments.what else list(getters)
+        return {"got": [line for what in wanted for line in getters[what](folder)]}
+    return {
+        "folder": str(folder),
+        "models": [
+            {
+                "file": str(model.path(folder)),
+                "there": model.path(folder).is_file(),
+                "purpose": model.purpose,
+                "licence": model.licence + ("" if model.commercial_use else " (non-commercial)"),
+                "get": model.get,
+            }
+            for model in known.KNOWN_MODELS
+        ],
+    }

@@ -1,0 +1,142 @@
+"""The whole line on the pack's own pictures and the embedded tiny model: what `make demo` shows.
+
+In: a folder. Out: in it the LoRA, the two embeddings, pictures of every stage, and a page that holds them together.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import artifact as artifacts
+from .config import TrainConfig
+from .faces import load_face_detector
+from .files import write_atomic
+from .heatmaps import AttentionRecord, overlays
+from .images import contact_sheet, draw_curves, load_photo, load_photos, resize, save_image
+from .masks import MaskOptions, prepare_portraits, require_portraits
+from .restore import restore_and_upscale
+from .sampler import generate
+from .types import Portraits
+
+if TYPE_CHECKING:
+    from .artifact import Artifact
+    from .backbone import Backbone
+
+SAMPLES = Path(__file__).parent / "tiny" / "samples"
+NAME = "demo"
+SEED = 7
+NUM_STEPS = 20
+UNTRAINED = (
+    "The embedded model is not trained yet: its weights are random, so its pictures are patterns. Every stage is the "
+    "real one; with --checkpoint the same line trains on your SD1.5 model."
+)
+
+CAPTIONS = {
+    "masks": "Photos, framed, with the face masks that were found. Above the subject, below the style.",
+    "losses": "The losses of every step: textual inversion, then LoRA tuning.",
+    "composed": "The composed prompt before and after training, same seeds.",
+    "attention": "Where the two learned words look while the pictures are made.",
+    "restored": "A small blurred portrait, and its face restored and enlarged (sharpening in place of a model).",
+}
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>MagiCapture demo</title>
+<style>body{{font:16px system-ui;max-width:62rem;margin:2rem auto;padding:0 1rem}}img{{max-width:100%}}</style>
+<h1>MagiCapture demo</h1>
+<p>{note}</p>
+<p>In this folder:</p><ul>{kept}</ul>
+{figures}
+</html>
+"""
+
+Progress = Callable[[int, str], Any]
+
+
+def run(output: Path, progress: Progress) -> dict[str, Any]:
+    """Photos, masks, training, composed pictures before and after, attention, restoration. Returns what was written."""
+    from . import backbone as backbones
+    from . import recipe
+    from .masks import overlay
+
+    config = TrainConfig.preset("tiny")
+    subject, style = read_samples("person", config.resolution), read_samples("style", config.resolution)
+    backbone = backbones.tiny()
+    with progress(config.num_steps, "training") as bar:
+        result = recipe.personalize(
+            backbone,
+            subject,
+            style,
+            config,
+            name=NAME,
+            folder=output / "magicapture" / NAME,
+            save=lambda artifact: artifacts.save(artifact, output),
+            on_step=lambda step: bar.update(),
+        )
+    before, after, attention = compose(backbone, artifacts.load(result.files[0]), progress)
+    sheets = {
+        "masks": contact_sheet(enlarge(torch.cat([overlay(subject), overlay(style)])), 4),
+        "losses": draw_curves({name: [row[i] for row in result.history] for i, name in enumerate(recipe.TERMS)}),
+        "composed": contact_sheet(enlarge(torch.cat([before, after])), 4, ["before"] * 4 + ["after"] * 4),
+        "attention": attention,
+        "restored": restored(),
+    }
+    return write_report(output, result.files, sheets)
+
+
+def read_samples(kind: str, resolution: int) -> Portraits:
+    """The pack's `person` or `style` pictures, framed."""
+    photos, notes = load_photos(sorted(SAMPLES.glob(f"{kind}_*.jpg")))
+    portraits, framed = prepare_portraits(photos, resolution, load_face_detector(), MaskOptions())
+    return require_portraits(portraits, [*notes, *framed], "subject" if kind == "person" else "style")
+
+
+def compose(backbone: Backbone, artifact: Artifact, progress: Progress) -> tuple[Tensor, Tensor, Tensor]:
+    """The composed prompt without and with the LoRA, [4,3,H,W] each, and where the learned words look, [3,H',W']."""
+    record = AttentionRecord([token.placeholder for token in artifact.tokens])
+    with progress(2 * NUM_STEPS, "sampling") as bar:
+        options: dict[str, Any] = {"num_images": 4, "num_steps": NUM_STEPS, "seed": SEED}
+        options["on_step"] = lambda step, num_steps: bar.update()
+        before = generate(backbone, artifact, strength=0.0, **options)
+        after = generate(backbone, artifact, record=record, **options)
+    return before, after, overlays(record, enlarge(after))
+
+
+def restored() -> Tensor:
+    """A blurred small portrait beside the same with its face restored, twice as large: [3,H,W].
+
+    No restoration model is part of the pack; plain sharpening stands in for it here.
+    """
+    photo = load_photo(SAMPLES / "person_1.jpg")
+    poor = resize(resize(photo[None], (photo.shape[1] // 6, photo.shape[2] // 6)), (384, 320))[0]
+    faces = load_face_detector().detect(poor)
+    return contact_sheet([poor, restore_and_upscale(poor, faces, sharpen, factor=2.0)], 2, ["before", "after"])
+
+
+def sharpen(faces: Tensor) -> Tensor:
+    """Unsharp masking: faces [B,3,H,W] 0..1 -> the same, edges stronger."""
+    blurred = F.avg_pool2d(faces, 13, stride=1, padding=6, count_include_pad=False)
+    return (faces + 1.5 * (faces - blurred)).clamp(0, 1)
+
+
+def enlarge(images: Tensor) -> Tensor:
+    """Small pictures at a size to look at, every pixel a square."""
+    return F.interpolate(images, scale_factor=3, mode="nearest")
+
+
+def write_report(output: Path, files: list[Path], sheets: dict[str, Tensor]) -> dict[str, Any]:
+    """The sheets as PNG, and report.html, which shows them under their captions."""
+    figures = []
+    for number, (name, sheet) in enumerate(sheets.items(), 1):
+        file = f"{number}-{name}.png"
+        save_image(sheet, output / file)
+        figures.append(f'<h2>{number}. {html.escape(CAPTIONS[name])}</h2>\n<img src="{file}" alt="{name}">')
+    kept = "".join(f"<li>{html.escape(file.name)}</li>" for file in files)
+    page = PAGE.format(note=html.escape(UNTRAINED), kept=kept, figures="\n".join(figures))
+    write_atomic(output / "report.html", lambda file: file.write_text(page, encoding="utf-8"))
+    return {"report": str(output / "report.html"), "lora": str(files[0]), "note": UNTRAINED}
