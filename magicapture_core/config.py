@@ -31,37 +31,51 @@ class TokenConfig(Settings):
         description="The word whose embedding the learned word starts from; empty starts from small random numbers."
     )
     num_vectors: int = Field(
-        1, ge=1, le=16, description="How many vectors the word holds. More remember more, and obey the prompt less."
+        default=1,
+        ge=1,
+        le=16,
+        description="How many vectors the word holds. More remember more, and obey the prompt less.",
     )
 
 
 class LoraConfig(Settings):
     """The low-rank update of the weights, W' = W + (alpha / rank) U V^T."""
 
-    lora_rank: int = Field(4, ge=4, le=128, description="Size of the update. Higher learns more, and forgets more.")
+    lora_rank: int = Field(
+        default=4, ge=4, le=128, description="Size of the update. Higher learns more, and forgets more."
+    )
     lora_alpha: float = Field(
-        4.0, gt=0, le=256, description="Strength of the update: it is scaled by alpha / rank. Equal to rank means 1."
+        default=4.0,
+        gt=0,
+        le=256,
+        description="Strength of the update: it is scaled by alpha / rank. Equal to rank means 1.",
     )
     targets: Literal["cross-attention", "attention", "attention+ff"] = Field(
-        "cross-attention",
+        default="cross-attention",
         description="Layers of the UNet that learn. cross-attention is the paper's; the others add self-attention "
         "and feed-forward layers.",
     )
-    text_encoder: bool = Field(False, description="Also train a LoRA on the attention of the text encoder.")
+    text_encoder: bool = Field(default=False, description="Also train a LoRA on the attention of the text encoder.")
 
 
 class LossConfig(Settings):
     """Weights of Eq. 10 and the exact form of its terms."""
 
     attention_weight: float = Field(
-        2.5, ge=0, le=100, description="Attention refocusing: keeps each learned word's attention inside its region."
+        default=2.5,
+        ge=0,
+        le=100,
+        description="Attention refocusing: keeps each learned word's attention inside its region.",
     )
     attention_reduce: Literal["square_then_mean", "mean_then_square"] = Field(
-        "square_then_mean",
+        default="square_then_mean",
         description="square_then_mean punishes every map by itself (Eq. 8); mean_then_square is the authors' code.",
     )
     attention_downscale: int = Field(
-        4, ge=1, le=8, description="Attention maps are read where the grid is the latent's size divided by this."
+        default=4,
+        ge=1,
+        le=8,
+        description="Attention maps are read where the grid is the latent's size divided by this.",
     )
 
 
@@ -76,22 +90,27 @@ class PhaseConfig(Settings):
 class InversionConfig(PhaseConfig):
     """Phase 1: textual inversion, only the learned words move (Eq. 9)."""
 
-    num_steps: int = Field(1200, ge=0, le=100_000, description="Optimizer steps of phase 1, textual inversion.")
-    token_learning_rate: float = Field(5e-4, ge=0, le=0.1, description="Learning rate of the learned words in phase 1.")
-    weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW's weight decay in phase 1.")
+    num_steps: int = Field(default=1200, ge=0, le=100_000, description="Optimizer steps of phase 1, textual inversion.")
+    token_learning_rate: float = Field(
+        default=5e-4, ge=0, le=0.1, description="Learning rate of the learned words in phase 1."
+    )
+    weight_decay: float = Field(default=0.0, ge=0, le=1, description="AdamW's weight decay in phase 1.")
 
 
 class TuningConfig(PhaseConfig):
     """Phase 2: LoRA and learned words together (Eq. 10)."""
 
-    num_steps: int = Field(1500, ge=0, le=100_000, description="Optimizer steps of phase 2, LoRA tuning.")
+    num_steps: int = Field(default=1500, ge=0, le=100_000, description="Optimizer steps of phase 2, LoRA tuning.")
     token_learning_rate: float = Field(
-        1e-5, ge=0, le=0.1, description="Learning rate of the learned words in phase 2; 0 keeps them as they are."
+        default=1e-5,
+        ge=0,
+        le=0.1,
+        description="Learning rate of the learned words in phase 2; 0 keeps them as they are.",
     )
-    lora_learning_rate: float = Field(1e-4, gt=0, le=0.1, description="Learning rate of the LoRA.")
-    weight_decay: float = Field(1e-3, ge=0, le=1, description="AdamW's weight decay in phase 2.")
+    lora_learning_rate: float = Field(default=1e-4, gt=0, le=0.1, description="Learning rate of the LoRA.")
+    weight_decay: float = Field(default=1e-3, ge=0, le=1, description="AdamW's weight decay in phase 2.")
     tasks: tuple[Task, ...] = Field(
-        ("source", "reference", "composed"),
+        default=("source", "reference", "composed"),
         min_length=1,
         description="What every step holds one item of: the subject's photo, the style's photo, and the style's "
         "photo under the composed prompt.",
@@ -101,9 +120,9 @@ class TuningConfig(PhaseConfig):
 class TrainConfig(Settings):
     """Everything that decides a run, besides the photos and the base model."""
 
-    seed: int = Field(0, ge=0, lt=2**63, description="Same seed, same photos, same model: same LoRA.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Same seed, same photos, same model: same LoRA.")
     resolution: int = Field(
-        512, ge=64, le=1024, multiple_of=64, description="Side of the square training pictures in pixels."
+        default=512, ge=64, le=1024, multiple_of=64, description="Side of the square training pictures in pixels."
     )
     subject: TokenConfig = TokenConfig(placeholder_token="<subject>", initializer_token="person")
     style: TokenConfig = TokenConfig(placeholder_token="<style>", initializer_token="")
@@ -112,20 +131,28 @@ class TrainConfig(Settings):
     inversion: InversionConfig = InversionConfig()
     tuning: TuningConfig = TuningConfig()
     accumulate: int = Field(
-        1, ge=1, le=64, description="Groups of one item of each task behind one optimizer step. The paper uses 4."
+        default=1,
+        ge=1,
+        le=64,
+        description="Groups of one item of each task behind one optimizer step. The paper uses 4.",
     )
     batch_size: int = Field(
-        1, ge=1, le=16, description="Items in one forward pass. Faster and hungrier for memory; the LoRA is the same."
+        default=1,
+        ge=1,
+        le=16,
+        description="Items in one forward pass. Faster and hungrier for memory; the LoRA is the same.",
     )
-    max_grad_norm: float = Field(1.0, gt=0, le=1000, description="Gradients are clipped to this norm.")
-    flip: bool = Field(True, description="Mirror half of the pictures. Switch off for lettering or lopsided faces.")
+    max_grad_norm: float = Field(default=1.0, gt=0, le=1000, description="Gradients are clipped to this norm.")
+    flip: bool = Field(
+        default=True, description="Mirror half of the pictures. Switch off for lettering or lopsided faces."
+    )
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto",
+        default="auto",
         description="Precision of the frozen base model: auto is bf16 on graphics cards that compute in it, else fp32. "
         "What is trained stays in fp32.",
     )
     gradient_checkpointing: bool = Field(
-        False, description="Recompute activations: about a third slower, fits a 6 GB card."
+        default=False, description="Recompute activations: about a third slower, fits a 6 GB card."
     )
 
     @property

@@ -80,9 +80,9 @@ def run(output: Path, progress: Progress) -> dict[str, Any]:
         )
     before, after, attention = compose(backbone, artifacts.load(result.files[0]), progress)
     sheets = {
-        "masks": contact_sheet(enlarge(torch.cat([overlay(subject), overlay(style)])), 4),
+        "masks": contact_sheet(list(enlarge(torch.cat([overlay(subject), overlay(style)]))), 4),
         "losses": draw_curves({name: [row[i] for row in result.history] for i, name in enumerate(recipe.TERMS)}),
-        "composed": contact_sheet(enlarge(torch.cat([before, after])), 4, ["before"] * 4 + ["after"] * 4),
+        "composed": contact_sheet(list(enlarge(torch.cat([before, after]))), 4, ["before"] * 4 + ["after"] * 4),
         "attention": attention,
         "restored": restored(),
     }
