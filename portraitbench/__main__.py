@@ -8,17 +8,39 @@ from pathlib import Path
 SAMPLES = Path(__file__).parent.parent / "magicapture_core" / "tiny" / "samples"
 
 
-def main() -> None:
+def run_world(args: argparse.Namespace) -> None:
+    from .sheet import draw_sheet, print_timing
+
+    if args.picture:
+        draw_sheet(args.picture)
+        print(args.picture)
+    if args.timing:
+        print_timing()
+
+
+def run_samples(args: argparse.Namespace) -> None:
+    from .samples import draw_samples
+
+    for path in draw_samples(args.folder):
+        print(path)
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="portraitbench", description="A small world of portraits with known truth.")
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(required=True)
+    world = commands.add_parser("world", help="draw a contact sheet of the world, or measure how fast it draws")
+    world.add_argument("picture", type=Path, nargs="?", help="file to write, such as world.png")
+    world.add_argument("--timing", action="store_true", help="print pictures per second for each canvas")
+    world.set_defaults(run=run_world)
     samples = commands.add_parser("samples", help="draw the pack's eight sample pictures")
     samples.add_argument("folder", type=Path, nargs="?", default=SAMPLES)
-    args = parser.parse_args()
-    if args.command == "samples":
-        from .samples import draw_samples
+    samples.set_defaults(run=run_samples)
+    return parser
 
-        for path in draw_samples(args.folder):
-            print(path)
+
+def main() -> None:
+    args = make_parser().parse_args()
+    args.run(args)
 
 
 if __name__ == "__main__":

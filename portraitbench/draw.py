@@ -5,13 +5,15 @@ A distance is negative inside its shape. All arrays are float32, colours 0..1 RG
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 Color = tuple[float, float, float]
 
 BULGE_WIDTH, BULGE_HEIGHT = 1.2, 1.35  # how far from the centre turning and nodding still move anything
@@ -33,24 +35,17 @@ class Frame:
         """points [n,2] u v -> [n,2] x y."""
         u, v = np.asarray(points, np.float32).T
         u, v = _bulge(u, self.turn, BULGE_WIDTH), _bulge(v, self.nod, BULGE_HEIGHT)
-        cos, sin = np.cos(self.roll), np.sin(self.roll)
+        cos, sin = math.cos(self.roll), math.sin(self.roll)
         x = self.x + self.scale * (cos * u - sin * v)
         y = self.y + self.scale * (sin * u + cos * v)
         return np.stack([x, y], 1).astype(np.float32)
 
     def to_local(self, x: Array, y: Array) -> tuple[Array, Array]:
         """Pixel coordinates -> u, v: the inverse of `to_pixels`."""
-        cos, sin = np.float32(np.cos(self.roll) / self.scale), np.float32(np.sin(self.roll) / self.scale)
-        x, y = x - np.float32(self.x), y - np.float32(self.y)
+        cos, sin = math.cos(self.roll) / self.scale, math.sin(self.roll) / self.scale
+        x, y = x - self.x, y - self.y
         u, v = cos * x + sin * y, cos * y - sin * x
         return _unbulge(u, self.turn, BULGE_WIDTH), _unbulge(v, self.nod, BULGE_HEIGHT)
-
-    def moved(self, u: float, v: float, roll: float | None = None) -> Frame:
-        """A still frame (no turn, no nod) whose origin is this frame's point (u, v) and whose roll may differ."""
-        [[x, y]] = self.to_pixels([(u, v)])
-        return replace(
-            self, x=float(x), y=float(y), roll=self.roll if roll is None else roll, turn=0.0, nod=0.0
-        )
 
 
 def _bulge(u: Array, push: float, reach: float) -> Array:
@@ -61,9 +56,9 @@ def _unbulge(x: Array, push: float, reach: float) -> Array:
     """Solves x = u + push (1 - (u / reach)^2) for u where |x| < reach; elsewhere u = x."""
     if push == 0:
         return x
-    curve = np.float32(push / reach**2)
-    root = np.sqrt(np.maximum(1 - 4 * curve * (x - np.float32(push)), 0))
-    return np.where(np.abs(x) < reach, 2 * (x - np.float32(push)) / (1 + root), x)
+    curve = push / reach**2
+    root = np.sqrt(np.maximum(1 - 4 * curve * (x - push), 0))
+    return np.where(np.abs(x) < reach, 2 * (x - push) / (1 + root), x)
 
 
 class Canvas:
@@ -83,8 +78,8 @@ class Canvas:
         (x0, y0), (x1, y1) = corners.min(0), corners.max(0)
         xs = _span(x0, x1, self.width)
         ys = _span(y0, y1, self.height)
-        x = np.arange(xs.start, xs.stop, dtype=np.float32)[None, :] + np.float32(0.5)
-        y = np.arange(ys.start, ys.stop, dtype=np.float32)[:, None] + np.float32(0.5)
+        x = np.arange(xs.start, xs.stop, dtype=np.float32)[None, :] + 0.5
+        y = np.arange(ys.start, ys.stop, dtype=np.float32)[:, None] + 0.5
         u, v = frame.to_local(x, y)
         shape = (ys.stop - ys.start, xs.stop - xs.start)
         return Patch(
@@ -112,56 +107,56 @@ class Patch:
     def coverage(self, distance: Array, soft: float = 0.0) -> Array:
         """How much of each pixel lies inside, 0..1; `soft` is the width of a blurred edge in local units."""
         if soft <= self.pixel:
-            return np.clip(0.5 - distance / np.float32(self.pixel), 0, 1)
-        t = np.clip(0.5 - distance / np.float32(2 * soft), 0, 1)
+            return np.clip(0.5 - distance / self.pixel, 0, 1)
+        t = np.clip(0.5 - distance / (2 * soft), 0, 1)
         return t * t * (3 - 2 * t)
 
     def line(self, distance: Array, thickness: float) -> Array:
         """Coverage of a stroke along distance = 0. Strokes thinner than a pixel fade instead of growing."""
         half = max(thickness / 2, self.pixel / 2)
-        return self.coverage(np.abs(distance) - np.float32(half)) * np.float32(thickness / 2 / half)
+        return self.coverage(np.abs(distance) - half) * (thickness / 2 / half)
 
     def fill(self, coverage: Array, color: Color | Array, opacity: float = 1.0, face: bool | None = None) -> None:
         """Blend a colour (or a picture [3,h,w]) in. `face` also marks (True) or hides (False) the face mask."""
-        alpha = coverage if opacity == 1.0 else coverage * np.float32(opacity)
+        alpha = coverage if opacity == 1.0 else coverage * opacity
         ink = np.asarray(color, np.float32)
         ink = ink[:, None, None] if ink.ndim == 1 else ink
         self.planes[:3] += (ink - self.planes[:3]) * alpha
         if face is not None:
-            self.planes[3] += (np.float32(face) - self.planes[3]) * alpha
+            self.planes[3] += (face - self.planes[3]) * alpha
 
     def multiply(self, coverage: Array, color: Color, opacity: float = 1.0) -> None:
         """Shade what is there: colours below 1 darken, above 1 lighten."""
         ink = np.asarray(color, np.float32)[:, None, None] - 1
-        self.planes[:3] *= 1 + ink * (coverage * np.float32(opacity))
+        self.planes[:3] *= 1 + ink * (coverage * opacity)
 
 
 def ellipse(u: Array, v: Array, radius_u: float, radius_v: float) -> Array:
     """Distance to an ellipse, exact on its outline and of the right slope there."""
-    a, b = u / np.float32(radius_u), v / np.float32(radius_v)
+    a, b = u / radius_u, v / radius_v
     rho = np.sqrt(a * a + b * b)
-    slope = np.sqrt((a / np.float32(radius_u)) ** 2 + (b / np.float32(radius_v)) ** 2)
+    slope = np.sqrt((a / radius_u) ** 2 + (b / radius_v) ** 2)
     return (rho - 1) * rho / np.maximum(slope, 1e-6)
 
 
 def circle(u: Array, v: Array, radius: float) -> Array:
-    return np.hypot(u, v) - np.float32(radius)
+    return np.hypot(u, v) - radius
 
 
 def box(u: Array, v: Array, half_u: float, half_v: float, corner: float = 0.0) -> Array:
     """Distance to a rectangle with rounded corners."""
-    a = np.abs(u) - np.float32(half_u - corner)
-    b = np.abs(v) - np.float32(half_v - corner)
+    a = np.abs(u) - (half_u - corner)
+    b = np.abs(v) - (half_v - corner)
     outside = np.hypot(np.maximum(a, 0), np.maximum(b, 0))
-    return outside + np.minimum(np.maximum(a, b), 0) - np.float32(corner)
+    return outside + np.minimum(np.maximum(a, b), 0) - corner
 
 
 def segment(u: Array, v: Array, start: tuple[float, float], end: tuple[float, float]) -> Array:
     """Distance to a line from start to end (never negative)."""
     du, dv = end[0] - start[0], end[1] - start[1]
-    a, b = u - np.float32(start[0]), v - np.float32(start[1])
-    t = np.clip((a * np.float32(du) + b * np.float32(dv)) / np.float32(du * du + dv * dv), 0, 1)
-    return np.hypot(a - t * np.float32(du), b - t * np.float32(dv))
+    a, b = u - (start[0]), v - (start[1])
+    t = np.clip((a * du + b * dv) / (du * du + dv * dv), 0, 1)
+    return np.hypot(a - t * du, b - t * dv)
 
 
 def polygon(u: Array, v: Array, corners: Sequence[tuple[float, float]]) -> Array:
@@ -169,10 +164,8 @@ def polygon(u: Array, v: Array, corners: Sequence[tuple[float, float]]) -> Array
     sides = zip(corners, [*corners[1:], corners[0]], strict=True)
     distance: Array | None = None
     for (u0, v0), (u1, v1) in sides:
-        length = float(np.hypot(u1 - u0, v1 - v0))
-        side = (u - np.float32(u0)) * np.float32((v1 - v0) / length) - (v - np.float32(v0)) * np.float32(
-            (u1 - u0) / length
-        )
+        length = math.hypot(u1 - u0, v1 - v0)
+        side = (u - u0) * ((v1 - v0) / length) - (v - v0) * ((u1 - u0) / length)
         distance = side if distance is None else np.maximum(distance, side)
     assert distance is not None
     return distance
@@ -188,12 +181,12 @@ def intersection(*distances: Array) -> Array:
 
 def smooth_union(a: Array, b: Array, width: float) -> Array:
     """Union whose inner corner is rounded over `width`."""
-    h = np.maximum(np.float32(width) - np.abs(a - b), 0) / np.float32(width)
-    return np.minimum(a, b) - h * h * np.float32(width / 4)
+    h = np.maximum(width - np.abs(a - b), 0) / width
+    return np.minimum(a, b) - h * h * (width / 4)
 
 
 def smoothstep(low: float, high: float, x: Array) -> Array:
-    t = np.clip((x - np.float32(low)) / np.float32(high - low), 0, 1)
+    t = np.clip((x - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
 
@@ -208,3 +201,8 @@ def mix(a: Color, b: Color, t: float) -> Color:
 
 def scaled(color: Color, factor: float) -> Color:
     return (color[0] * factor, color[1] * factor, color[2] * factor)
+
+
+def sign(value: float) -> float:
+    """-1 or 1."""
+    return math.copysign(1.0, value)

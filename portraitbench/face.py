@@ -17,12 +17,14 @@ from .draw import (
     mix,
     scaled,
     segment,
+    sign,
     smoothstep,
     union,
 )
 from .parameters import Attributes, Identity, Nuisance
 
 CROWN = 1.02  # the top of the skull lies at v = -CROWN
+HAIRLINE = -0.80  # no hair leaves more of the face free than this
 SKIN_TONES: tuple[Color, ...] = ((0.99, 0.86, 0.77), (0.92, 0.71, 0.56), (0.72, 0.49, 0.35), (0.44, 0.29, 0.21))
 EYE_COLORS: tuple[Color, ...] = ((0.27, 0.16, 0.09), (0.50, 0.33, 0.13), (0.33, 0.50, 0.24), (0.27, 0.55, 0.80))
 EYE_WHITE: Color = (0.97, 0.96, 0.95)
@@ -68,33 +70,37 @@ class Features:
         skin = mix(skin, (0.95, 0.50, 0.50), 0.10 * (1 - i.undertone))
         eye_v = lerp(-0.10, 0.04, i.eye_height)
         nose_v = eye_v + lerp(0.36, 0.56, i.nose_length)
-        chin = lerp(0.94, 1.14, i.chin)
+        chin = lerp(0.92, 1.16, i.chin)
         return cls(
             skin=skin,
             shadow=(skin[0] * 0.74, skin[1] * 0.60, skin[2] * 0.56),
-            half_width=lerp(0.68, 0.86, i.width),
+            half_width=lerp(0.66, 0.88, i.width),
             chin=chin,
-            jaw=lerp(-0.20, 0.12, i.jaw),
+            jaw=lerp(-0.22, 0.14, i.jaw),
             cheeks=lerp(0.0, 0.10, i.cheeks),
-            eye_u=lerp(0.27, 0.40, i.eye_distance),
+            eye_u=lerp(0.26, 0.41, i.eye_distance),
             eye_v=eye_v,
-            eye_width=lerp(0.125, 0.195, i.eye_size),
-            eye_height=lerp(0.125, 0.195, i.eye_size) * lerp(0.42, 0.74, i.eye_openness),
+            eye_width=lerp(0.115, 0.205, i.eye_size),
+            eye_height=lerp(0.115, 0.205, i.eye_size) * lerp(0.42, 0.74, i.eye_openness),
             eye_tilt=lerp(-0.22, 0.26, i.eye_tilt),
             eye_color=blend(EYE_COLORS, i.eye_hue),
             brow_v=eye_v - lerp(0.20, 0.32, i.brow_height),
-            brow_thickness=lerp(0.022, 0.085, i.brow_thickness),
-            brow_arch=lerp(0.0, 0.13, i.brow_arch),
+            brow_thickness=lerp(0.02, 0.10, i.brow_thickness),
+            brow_arch=lerp(0.0, 0.15, i.brow_arch),
             brow_color=mix((0.72, 0.52, 0.30), (0.12, 0.08, 0.07), i.brow_darkness),
             nose_v=nose_v,
-            nose_width=lerp(0.095, 0.20, i.nose_width),
+            nose_width=lerp(0.09, 0.215, i.nose_width),
             mouth_v=lerp(nose_v, chin, 0.44),
-            mouth_width=lerp(0.19, 0.35, i.mouth_width),
-            lip=lerp(0.040, 0.105, i.lip_fullness),
-            lip_color=mix(scaled(skin, 0.78), (0.80, 0.20, 0.27), lerp(0.30, 0.85, i.lip_redness)),
+            mouth_width=lerp(0.17, 0.37, i.mouth_width),
+            lip=lerp(0.035, 0.115, i.lip_fullness),
+            lip_color=mix(scaled(skin, 0.78), (0.80, 0.20, 0.27), lerp(0.15, 0.95, i.lip_redness)),
             blush=lerp(0.0, 0.5, i.blush),
             ear=lerp(0.13, 0.22, i.ear_size),
-            mole=(lerp(-0.52, 0.52, i.mole_u), lerp(0.18, 0.62, i.mole_v), 0.02 + 0.05 * (i.mole - 0.5) if i.mole > 0.5 else 0.0),
+            mole=(
+                lerp(-0.52, 0.52, i.mole_u),
+                lerp(0.18, 0.62, i.mole_v),
+                0.025 + 0.07 * (i.mole - 0.5) if i.mole > 0.5 else 0.0,
+            ),
         )
 
     def landmarks(self, smile: float) -> list[tuple[float, float]]:
@@ -108,6 +114,20 @@ class Features:
             corner,
         ]
 
+    def outline(self) -> list[tuple[float, float]]:
+        """Points that bound the face below the hairline, ears included."""
+        ear_u, ear_v = self.half_width * 0.97 + 0.62 * self.ear + 0.05, self.eye_v + 0.12
+        wide = self.half_width * (1 + 1.1 * self.cheeks)
+        points = [
+            (ear_u, ear_v - 0.2),
+            (ear_u, ear_v + 0.2),
+            (wide, 0.2),
+            (0.15, self.chin),
+            (0.30, HAIRLINE),
+            (0, HAIRLINE),
+        ]
+        return points + [(-u, v) for u, v in points]
+
 
 def blend(colors: tuple[Color, ...], t: float) -> Color:
     """The colour at t in 0..1 along a row of colours."""
@@ -118,7 +138,7 @@ def blend(colors: tuple[Color, ...], t: float) -> Color:
 
 def head_distance(u: Array, v: Array, f: Features) -> Array:
     """The outline of skull, cheeks and jaw: an ellipse whose width follows the height."""
-    below = np.clip(v / np.float32(f.chin), 0, 1)
+    below = np.clip(v / f.chin, 0, 1)
     profile = 1 + f.cheeks * smoothstep(-0.5, 0.45, v) * (1 - below * below) * 1.6 + f.jaw * below * below
     height = np.where(v < 0, np.float32(CROWN), np.float32(f.chin))
     rho = np.hypot(u / (f.half_width * profile), v / height)
@@ -139,8 +159,8 @@ def paint_head(patch: Patch, f: Features, nuisance: Nuisance) -> Array:
     distance = head_distance(patch.u, patch.v, f)
     cover = patch.coverage(distance)
     patch.fill(cover, f.skin, face=True)
-    side = np.sign(nuisance.light_side) or 1.0
-    across = patch.u * np.float32(side / f.half_width)
+    side = sign(nuisance.light_side)
+    across = patch.u * (side / f.half_width)
     amount = nuisance.light_strength * (0.35 + 0.65 * abs(nuisance.light_side))
     dark = smoothstep(0.15, 1.15, -across + 0.25 * patch.v)
     patch.fill(cover * dark, f.shadow, 0.62 * amount)
@@ -171,67 +191,72 @@ def paint_sockets(patch: Patch, f: Features) -> None:
 def paint_eyes(patch: Patch, f: Features, nuisance: Nuisance, closed: bool) -> None:
     """Both eyes at once: the left is the right one mirrored, but gaze and shine fall the same way."""
     side = np.sign(patch.u)
-    x = np.abs(patch.u) - np.float32(f.eye_u)
-    y = patch.v - np.float32(f.eye_v) + np.float32(f.eye_tilt) * x
-    bow = 1 - (x / np.float32(f.eye_width)) ** 2
-    upper = -np.float32(f.eye_height) * bow
+    x = np.abs(patch.u) - f.eye_u
+    y = patch.v - f.eye_v + f.eye_tilt * x
+    bow = 1 - (x / f.eye_width) ** 2
+    upper = -f.eye_height * bow
     squint = 0.10 * max(nuisance.smile, 0.0)
-    lower = np.float32(f.eye_height * (0.80 - squint)) * bow
-    reach = np.abs(x) - np.float32(f.eye_width)
+    lower = (f.eye_height * (0.80 - squint)) * bow
+    reach = np.abs(x) - f.eye_width
     if closed:
         paint_closed_lids(patch, f, x, y - lower * 0.6, reach)
         return
-    opening = np.maximum(upper - y, y - lower) * np.float32(0.8)
+    opening = np.maximum(upper - y, y - lower) * 0.8
     inside = patch.coverage(opening)
     patch.fill(inside, EYE_WHITE)
-    patch.fill(inside * smoothstep(0.5, -1.0, y / np.float32(f.eye_height)), f.shadow, 0.35)
-    ix = patch.u - side * np.float32(f.eye_u) - np.float32(0.035 * nuisance.gaze)
+    patch.fill(inside * smoothstep(0.5, -1.0, y / f.eye_height), f.shadow, 0.35)
+    ix = patch.u - side * f.eye_u - (0.035 * nuisance.gaze)
     iris = min(f.eye_height * 0.98, f.eye_width * 0.58)
     patch.fill(inside * patch.coverage(circle(ix, y, iris)), scaled(f.eye_color, 0.5))
     patch.fill(inside * patch.coverage(circle(ix, y, iris * 0.84), soft=iris * 0.12), f.eye_color)
     patch.fill(
         inside * patch.coverage(ellipse(ix, y - iris * 0.42, iris * 0.62, iris * 0.40), soft=iris * 0.3),
-        mix(f.eye_color, (1, 1, 1), 0.45), 0.6,
+        mix(f.eye_color, (1, 1, 1), 0.45),
+        0.6,
     )
     patch.fill(inside * patch.coverage(circle(ix, y, iris * 0.44)), (0.05, 0.04, 0.05))
-    shine = 0.34 * iris * (np.sign(nuisance.light_side) or 1.0)
-    patch.fill(patch.coverage(circle(ix - np.float32(shine), y + iris * 0.38, iris * 0.25)), (1, 1, 1))
-    lid = patch.coverage(intersection(np.abs(y - upper) - np.float32(0.020), reach - 0.02))
+    shine = 0.34 * iris * sign(nuisance.light_side)
+    patch.fill(patch.coverage(circle(ix - shine, y + iris * 0.38, iris * 0.25)), (1, 1, 1))
+    lid = patch.coverage(intersection(np.abs(y - upper) - 0.020, reach - 0.02))
     patch.fill(lid, mix(INK, f.brow_color, 0.25), 0.95)
-    lash = patch.coverage(segment(x, y, (f.eye_width * 0.80, -0.3 * f.eye_height), (f.eye_width * 1.22, -0.75 * f.eye_height)) - 0.014)
+    lash = patch.coverage(
+        segment(x, y, (f.eye_width * 0.80, -0.3 * f.eye_height), (f.eye_width * 1.22, -0.75 * f.eye_height)) - 0.014
+    )
     patch.fill(lash, INK, 0.9)
     crease = patch.line(intersection(np.abs(y - upper * 1.25 + 0.035), reach + 0.02), 0.014)
     patch.fill(crease, scaled(f.shadow, 0.8), 0.55)
-    under = patch.coverage(intersection(np.abs(y - lower) - np.float32(0.008), reach + 0.03))
+    under = patch.coverage(intersection(np.abs(y - lower) - 0.008, reach + 0.03))
     patch.fill(under, scaled(f.shadow, 0.75), 0.55)
 
 
 def paint_closed_lids(patch: Patch, f: Features, x: Array, y: Array, reach: Array) -> None:
-    patch.fill(patch.coverage(ellipse(x, y + f.eye_height * 0.35, f.eye_width, f.eye_height * 1.1), soft=0.03), f.skin, 0.8)
-    patch.fill(patch.coverage(intersection(np.abs(y) - np.float32(0.022), reach)), INK, 0.92)
+    patch.fill(
+        patch.coverage(ellipse(x, y + f.eye_height * 0.35, f.eye_width, f.eye_height * 1.1), soft=0.03), f.skin, 0.8
+    )
+    patch.fill(patch.coverage(intersection(np.abs(y) - 0.022, reach)), INK, 0.92)
     for at in (-0.45, 0.1, 0.65):
         root = (at * f.eye_width, 0.0)
         tip = (at * f.eye_width * 1.25 + 0.01, 0.055)
-        patch.fill(patch.coverage(segment(x, y, root, tip) - np.float32(0.010)), INK, 0.8)
+        patch.fill(patch.coverage(segment(x, y, root, tip) - 0.010), INK, 0.8)
 
 
 def paint_brows(patch: Patch, f: Features, nuisance: Nuisance, old: bool) -> None:
-    x = np.abs(patch.u) - np.float32(f.eye_u + 0.02)
+    x = np.abs(patch.u) - (f.eye_u + 0.02)
     reach = f.eye_width * 1.28 + 0.02
-    t = np.clip(x / np.float32(reach), -1, 1)
+    t = np.clip(x / reach, -1, 1)
     lift = 0.03 * max(nuisance.smile, 0.0)
-    y = patch.v - np.float32(f.brow_v - lift) + np.float32(f.brow_arch) * (1 - t * t) + np.float32(0.3 * f.eye_tilt) * x
-    half = np.float32(f.brow_thickness) * (0.80 - 0.45 * t) * np.sqrt(np.maximum(1 - t**4, 0))
-    shape = patch.coverage(intersection(np.abs(y) - half, np.abs(x) - np.float32(reach)))
+    y = patch.v - (f.brow_v - lift) + f.brow_arch * (1 - t * t) + (0.3 * f.eye_tilt) * x
+    half = f.brow_thickness * (0.80 - 0.45 * t) * np.sqrt(np.maximum(1 - t**4, 0))
+    shape = patch.coverage(intersection(np.abs(y) - half, np.abs(x) - reach))
     patch.fill(shape, mix(f.brow_color, (0.75, 0.74, 0.73), 0.65) if old else f.brow_color, 0.92)
 
 
 def paint_nose(patch: Patch, f: Features, nuisance: Nuisance) -> None:
-    side = np.sign(nuisance.light_side) or 1.0
+    side = sign(nuisance.light_side)
     u, v, w, base = patch.u, patch.v, f.nose_width, f.nose_v
-    t = np.clip((v - f.eye_v) / np.float32(base - f.eye_v), 0, 1)
-    flank = u * np.float32(side) + np.float32(0.055) + (w * 0.55) * t * t
-    flank_cover = patch.coverage(np.abs(flank) - np.float32(0.016), soft=0.05) * smoothstep(0.0, 0.5, t) * (v < base)
+    t = np.clip((v - f.eye_v) / (base - f.eye_v), 0, 1)
+    flank = u * side + 0.055 + w * 0.55 * t * t
+    flank_cover = patch.coverage(np.abs(flank) - 0.016, soft=0.05) * smoothstep(0.0, 0.5, t) * (v < base)
     patch.fill(flank_cover, f.shadow, 0.40)
     bridge = patch.coverage(ellipse(u - 0.015 * side, v - lerp(f.eye_v, base, 0.45), 0.045, 0.26), soft=0.05)
     patch.fill(bridge, LIGHT, 0.22)
@@ -247,29 +272,33 @@ def paint_nose(patch: Patch, f: Features, nuisance: Nuisance) -> None:
 
 def paint_mouth(patch: Patch, f: Features, nuisance: Nuisance) -> None:
     smile, half = nuisance.smile, f.mouth_width * (1 + 0.16 * nuisance.smile)
-    t = patch.u / np.float32(half)
-    bend = (1 - t * t) * np.float32(0.09 * smile)
-    y = patch.v - np.float32(f.mouth_v - 0.09 * smile) - bend
+    t = patch.u / half
+    bend = (1 - t * t) * (0.09 * smile)
+    y = patch.v - (f.mouth_v - 0.09 * smile) - bend
     taper = np.clip(1 - t * t, 0, 1)
-    gap = np.float32(0.085 * nuisance.mouth_open + 0.0) * taper
-    bow = np.float32(f.lip * 0.85) * taper ** np.float32(0.75) * (1 - 0.22 * np.exp(-((t / 0.16) ** 2)))
-    full = np.float32(f.lip * 1.2) * np.sqrt(taper)
-    ends = np.abs(patch.u) - np.float32(half)
-    top = y + gap * np.float32(0.35)
+    gap = 0.085 * nuisance.mouth_open * taper
+    bow = f.lip * 0.85 * taper**0.75 * (1 - 0.22 * np.exp(-((t / 0.16) ** 2)))
+    full = f.lip * 1.2 * np.sqrt(taper)
+    ends = np.abs(patch.u) - half
+    top = y + gap * 0.35
     low = y - gap
     patch.fill(patch.coverage(ellipse(patch.u, low - f.lip * 1.9, half * 0.6, 0.04), soft=0.05), f.shadow, 0.45)
-    upper = patch.coverage(intersection(-top - bow, top, ends) * np.float32(0.9))
-    lower = patch.coverage(intersection(low - full, -low, ends) * np.float32(0.9))
+    upper = patch.coverage(intersection(-top - bow, top, ends) * 0.9)
+    lower = patch.coverage(intersection(low - full, -low, ends) * 0.9)
     if nuisance.mouth_open > 0:
         hole = patch.coverage(intersection(-top, low, ends))
         patch.fill(hole, (0.30, 0.09, 0.10))
-        teeth = patch.coverage(intersection(-top, low, top - gap * np.float32(0.75), ends + 0.03))
+        teeth = patch.coverage(intersection(-top, low, top - gap * 0.75, ends + 0.03))
         patch.fill(teeth, (0.97, 0.95, 0.92), 0.95)
     patch.fill(upper, scaled(f.lip_color, 0.86))
     patch.fill(lower, f.lip_color)
-    patch.fill(patch.coverage(ellipse(patch.u, low - f.lip * 0.55, half * 0.38, f.lip * 0.25), soft=0.03) * lower, (1, 0.95, 0.93), 0.35)
+    patch.fill(
+        patch.coverage(ellipse(patch.u, low - f.lip * 0.55, half * 0.38, f.lip * 0.25), soft=0.03) * lower,
+        (1, 0.95, 0.93),
+        0.35,
+    )
     seam = scaled(f.lip_color, 0.45)
-    line = patch.coverage(intersection(np.abs(top) - np.float32(0.011), np.abs(patch.u) - np.float32(half * 1.02)))
+    line = patch.coverage(intersection(np.abs(top) - 0.011, np.abs(patch.u) - half * 1.02))
     patch.fill(line, seam, 0.85)
     corner = patch.coverage(circle(np.abs(patch.u) - half, y, 0.022), soft=0.02)
     patch.fill(corner, seam, 0.6)
@@ -290,20 +319,21 @@ def paint_age(patch: Patch, f: Features) -> None:
     u, v = np.abs(patch.u), patch.v
     ink = scaled(f.shadow, 0.78)
     for at in (0.13, 0.24):
-        line = np.abs(v - np.float32(f.brow_v - at) - 0.10 * u * u)
-        patch.fill(patch.coverage(intersection(line - np.float32(0.013), u - 0.34), soft=0.014), ink, 0.7)
+        line = np.abs(v - (f.brow_v - at) - 0.10 * u * u)
+        patch.fill(patch.coverage(intersection(line - 0.013, u - 0.34), soft=0.014), ink, 0.7)
     fold = segment(u, v, (f.nose_width + 0.05, f.nose_v - 0.06), (f.mouth_width + 0.11, f.mouth_v + 0.03))
-    patch.fill(patch.coverage(fold - np.float32(0.016), soft=0.016), ink, 0.8)
+    patch.fill(patch.coverage(fold - 0.016, soft=0.016), ink, 0.8)
     outer = f.eye_u + f.eye_width
-    crow = union(*(segment(u, v, (outer + 0.05, f.eye_v + a), (outer + 0.15, f.eye_v + 2.4 * a)) for a in (-0.035, 0.0, 0.035)))
-    patch.fill(patch.coverage(crow - np.float32(0.009)), ink, 0.7)
+    crow = union(
+        *(segment(u, v, (outer + 0.05, f.eye_v + a), (outer + 0.15, f.eye_v + 2.4 * a)) for a in (-0.035, 0.0, 0.035))
+    )
+    patch.fill(patch.coverage(crow - 0.009), ink, 0.7)
     bag = np.abs(ellipse(u - f.eye_u, v - f.eye_v - 0.02, f.eye_width * 1.05, f.eye_height + 0.085))
-    patch.fill(patch.coverage(np.maximum(bag - np.float32(0.010), f.eye_v + 0.05 - v), soft=0.012), ink, 0.6)
+    patch.fill(patch.coverage(np.maximum(bag - 0.010, f.eye_v + 0.05 - v), soft=0.012), ink, 0.6)
 
 
-def paint_face(patch: Patch, identity: Identity, attributes: Attributes, nuisance: Nuisance) -> None:
+def paint_face(patch: Patch, f: Features, attributes: Attributes, nuisance: Nuisance) -> None:
     """Ears, head and every feature, back to front, on a patch that covers HEAD_BOX."""
-    f = Features.of(identity)
     paint_ears(patch, f)
     inside = paint_head(patch, f, nuisance)
     paint_cheeks(patch, f, inside)

@@ -42,14 +42,20 @@ BACKGROUND_COLORS: dict[str, Color] = {
     "blue": (0.42, 0.62, 0.84),
     "green": (0.48, 0.70, 0.52),
 }
-CUTS = ("short", "bob", "long", "curly", "bun")
+CUTS = ("short", "medium", "long", "curly", "tied")
 FRINGES = ("middle", "side", "bangs")
-GARMENTS = ("suit", "shirt", "sweater", "hoodie", "dress")
-NECKWEAR = ("none", "tie", "bow tie", "scarf")
+NECKWEAR_FOR: dict[str, tuple[str, ...]] = {
+    "suit": ("none", "tie", "bow tie"),
+    "shirt": ("none", "tie", "bow tie"),
+    "sweater": ("none", "scarf"),
+    "hoodie": ("none", "scarf"),
+    "dress": ("none",),
+}
+GARMENTS = tuple(NECKWEAR_FOR)
 HATS = ("none", "hat", "beanie")
 PATTERNS = ("plain", "stripes", "dots", "checks", "rays")
 TONES = ("neutral", "warm", "cool", "faded")
-FRAMINGS = ("close", "medium", "far")
+FRAMINGS = ("close-up", "normal", "wide")
 
 Kind = Literal["person", "cat"]
 Choice = TypeVar("Choice")
@@ -128,8 +134,8 @@ AnyIdentity = Identity | CatIdentity
 
 
 @dataclass(frozen=True, kw_only=True)
-class Style:
-    """Everything a style photo shares with its neighbours, and nothing of the face. Words of the tables above."""
+class Look:
+    """Hair and clothes. Words of the tables above."""
 
     cut: str
     fringe: str
@@ -140,19 +146,10 @@ class Style:
     neckwear_color: str
     hat: str
     hat_color: str
-    background: str
-    pattern: str
-    pattern_color: str
-    pattern_scale: float  # 0..1, small .. large
-    pattern_angle: float  # radians
-    tone: str
-    framing: str
-    offset: float  # -1..1, where the person stands between the left and the right of the place
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Self:
         garment = pick(rng, GARMENTS)
-        background = pick(rng, tuple(BACKGROUND_COLORS))
         clothes_color = pick(rng, tuple(CLOTHES_COLORS))
         return cls(
             cut=pick(rng, CUTS),
@@ -160,10 +157,30 @@ class Style:
             hair_color=pick(rng, tuple(HAIR_COLORS)),
             garment=garment,
             clothes_color=clothes_color,
-            neckwear=pick(rng, _neckwear_for(garment)),
+            neckwear=pick(rng, NECKWEAR_FOR[garment]),
             neckwear_color=pick(rng, without(CLOTHES_COLORS, clothes_color, "white")),
             hat=pick(rng, HATS, (0.76, 0.12, 0.12)),
             hat_color=pick(rng, tuple(CLOTHES_COLORS)),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Background, colour tone and framing."""
+
+    background: str
+    pattern: str
+    pattern_color: str
+    pattern_scale: float  # 0..1, small .. large
+    pattern_angle: float  # radians
+    tone: str
+    framing: str
+    offset: float  # -1..1, where the person stands between the left and the right
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> Self:
+        background = pick(rng, tuple(BACKGROUND_COLORS))
+        return cls(
             background=background,
             pattern=pick(rng, PATTERNS),
             pattern_color=pick(rng, without(BACKGROUND_COLORS, background)),
@@ -175,10 +192,16 @@ class Style:
         )
 
 
-def _neckwear_for(garment: str) -> tuple[str, ...]:
-    if garment in ("suit", "shirt"):
-        return ("none", "tie", "bow tie")
-    return ("none", "scarf") if garment in ("sweater", "hoodie") else ("none",)
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """Everything the photos of one style share, and nothing of the face."""
+
+    look: Look
+    setting: Setting
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> Self:
+        return cls(look=Look.draw(rng), setting=Setting.draw(rng))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +10,11 @@ from PIL import Image
 
 from .background import apply_tone, paint_background
 from .draw import Array, Canvas
-from .parameters import Attributes, Identity, Nuisance, Style
-from .portrait import paint_person
+from .parameters import Identity, Look, Nuisance, Setting
+from .portrait import Subject, paint_subject
+from .world import SUPERSAMPLE, shrink
 
 HEIGHT, WIDTH = 768, 640
-SUPERSAMPLE = 2
 
 PERSON = Identity(
     skin=0.40, undertone=0.60, width=0.45, chin=0.50, jaw=0.42, cheeks=0.45, eye_distance=0.48, eye_size=0.72,
@@ -22,55 +22,83 @@ PERSON = Identity(
     brow_darkness=0.85, brow_height=0.45, nose_length=0.42, nose_width=0.38, mouth_width=0.62, lip_fullness=0.55,
     lip_redness=0.60, blush=0.22, ear_size=0.40, mole=0.62, mole_u=0.76, mole_v=0.80,
 )  # fmt: skip
-CASUAL = Style(
-    cut="bob", fringe="side", hair_color="brown", garment="sweater", clothes_color="yellow", neckwear="none",
-    neckwear_color="red", hat="none", hat_color="blue", background="blue", pattern="plain", pattern_color="white",
-    pattern_scale=0.5, pattern_angle=0.0, tone="neutral", framing="medium", offset=0.0,
+HOME = Look(
+    cut="medium", fringe="side", hair_color="brown", garment="sweater", clothes_color="yellow",
+    neckwear="none", neckwear_color="red", hat="none", hat_color="blue",
 )  # fmt: skip
-FORMAL = Style(
-    cut="short", fringe="side", hair_color="black", garment="suit", clothes_color="blue", neckwear="bow tie",
-    neckwear_color="red", hat="hat", hat_color="blue", background="orange", pattern="rays", pattern_color="yellow",
-    pattern_scale=0.45, pattern_angle=0.2, tone="warm", framing="medium", offset=0.0,
+STAGE = Look(
+    cut="short", fringe="side", hair_color="black", garment="suit", clothes_color="blue",
+    neckwear="bow tie", neckwear_color="red", hat="hat", hat_color="blue",
 )  # fmt: skip
+SUN = Setting(
+    background="orange", pattern="rays", pattern_color="yellow", pattern_scale=0.45, pattern_angle=0.2,
+    tone="warm", framing="normal", offset=0.0,
+)  # fmt: skip
+NEUTRAL = replace(SUN, tone="neutral", pattern_scale=0.5, pattern_color="white")
+STYLE_PEOPLE = (32, 28, 20, 38)  # seeds whose faces stand well beside each other
 
-# Each photo: style, nuisance, and where the face stands (x, y, half its height; all in canvas heights).
-Shot = tuple[Identity, Style, Nuisance, tuple[float, float, float]]
+
+@dataclass(frozen=True)
+class Shot:
+    """A subject in a setting; the face's centre and scale are given in canvas heights."""
+
+    subject: Subject
+    setting: Setting
+    x: float
+    y: float
+    scale: float
 
 
 def person_shots() -> list[Shot]:
-    """One person at home, outdoors, and dressed for the evening."""
-    green = replace(CASUAL, background="green", pattern="dots", garment="shirt", clothes_color="white")
-    pink = replace(CASUAL, background="pink", pattern="stripes", pattern_angle=1.1, garment="hoodie", clothes_color="blue")
-    grey = replace(CASUAL, background="yellow", pattern="checks", pattern_angle=0.5, garment="dress", clothes_color="red")
+    """One person: other clothes, walls, poses and light in each photo."""
+    looks = [
+        HOME,
+        replace(HOME, garment="shirt", clothes_color="white"),
+        replace(HOME, garment="hoodie", clothes_color="blue"),
+        replace(HOME, garment="dress", clothes_color="red"),
+    ]
+    settings = [
+        replace(NEUTRAL, background="blue", pattern="plain"),
+        replace(NEUTRAL, background="green", pattern="dots", pattern_angle=0.0),
+        replace(NEUTRAL, background="pink", pattern="stripes", pattern_angle=1.1),
+        replace(NEUTRAL, background="yellow", pattern="checks", pattern_angle=0.5),
+    ]
+    poses = [
+        Nuisance(turn=-0.25, smile=0.8, light_side=-0.5),
+        Nuisance(turn=0.7, roll=-0.08, smile=0.5, mouth_open=0.6, light_side=0.7),
+        Nuisance(turn=-0.8, nod=0.4, roll=0.07, smile=0.55, gaze=-0.5),
+        Nuisance(turn=0.3, nod=-0.4, roll=0.03, smile=1.0, mouth_open=0.9, light_side=0.3),
+    ]
+    places = [(0.42, 0.43, 0.225), (0.40, 0.45, 0.20), (0.44, 0.44, 0.24), (0.41, 0.42, 0.19)]
     return [
-        (PERSON, CASUAL, Nuisance(turn=-0.25, smile=0.8, light_side=-0.5), (0.42, 0.43, 0.225)),
-        (PERSON, green, Nuisance(turn=0.7, roll=-0.08, smile=0.5, mouth_open=0.6, light_side=0.7), (0.40, 0.45, 0.20)),
-        (PERSON, pink, Nuisance(turn=-0.8, nod=0.4, roll=0.07, smile=0.55, gaze=-0.5), (0.44, 0.44, 0.24)),
-        (PERSON, grey, Nuisance(turn=0.3, nod=-0.4, roll=0.03, smile=1.0, mouth_open=0.9, light_side=0.3), (0.41, 0.42, 0.19)),
+        Shot(Subject(identity=PERSON, look=look, nuisance=pose), setting, *spot)
+        for look, setting, pose, spot in zip(looks, settings, poses, places, strict=True)
     ]
 
 
 def style_shots() -> list[Shot]:
     """Four other people, all in the same suit, hat, background and tone."""
-    people = [Identity.draw(np.random.default_rng(seed)) for seed in (32, 28, 20, 38)]
     poses = [
         Nuisance(turn=0.3, smile=0.5, light_side=0.6),
         Nuisance(turn=-0.5, smile=0.7, roll=0.04, light_side=0.6),
         Nuisance(turn=0.1, smile=0.7, roll=-0.05, light_side=0.6),
         Nuisance(turn=0.6, smile=0.9, mouth_open=0.5, light_side=0.6),
     ]
-    return [(who, FORMAL, pose, (0.4167, 0.45, 0.185)) for who, pose in zip(people, poses, strict=True)]
+    people = [Identity.draw(np.random.default_rng(seed)) for seed in STYLE_PEOPLE]
+    return [
+        Shot(Subject(identity=who, look=STAGE, nuisance=pose), SUN, 0.4167, 0.45, 0.185)
+        for who, pose in zip(people, poses, strict=True)
+    ]
 
 
 def paint_shot(shot: Shot) -> Array:
     """One photo as [3,H,W] in 0..1."""
-    identity, style, nuisance, (x, y, scale) = shot
     height = HEIGHT * SUPERSAMPLE
     canvas = Canvas(height, WIDTH * SUPERSAMPLE)
-    paint_background(canvas, style)
-    paint_person(canvas, x * height, y * height, scale * height, identity, style, Attributes(), nuisance)
-    planes = canvas.planes[:3].reshape(3, HEIGHT, SUPERSAMPLE, WIDTH, SUPERSAMPLE).mean((2, 4))
-    apply_tone(planes, style, nuisance.exposure)
+    paint_background(canvas, shot.setting)
+    paint_subject(canvas, shot.x * height, shot.y * height, shot.scale * height, shot.subject)
+    planes = shrink(canvas.planes[:3])
+    apply_tone(planes, shot.setting, shot.subject.nuisance.exposure)
     return planes
 
 
