@@ -156,7 +156,7 @@ def train(arguments: Namespace) -> Result:
             config,
             name=arguments.name,
             folder=folder,
-            save=lambda artifact: artifacts.save(artifact, arguments.output),
+            save=lambda made: list(artifacts.save(made, arguments.output)),
             device=pick_device(arguments.device),
             resume=arguments.resume,
             on_estimate=lambda estimate: bar.write(f"estimate: {estimate}", file=sys.stderr),

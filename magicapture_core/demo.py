@@ -75,7 +75,7 @@ def run(output: Path, progress: Progress) -> dict[str, Any]:
             config,
             name=NAME,
             folder=output / "magicapture" / NAME,
-            save=lambda artifact: artifacts.save(artifact, output),
+            save=lambda made: list(artifacts.save(made, output)),
             on_step=lambda step: bar.update(),
         )
     before, after, attention = compose(backbone, artifacts.load(result.files[0]), progress)

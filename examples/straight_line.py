@@ -1,0 +1,50 @@
+"""The straight line without ComfyUI, from two folders of photos to portraits: `python -m examples.straight_line`.
+
+With an SD1.5 checkpoint: `backbone = from_checkpoint(Path("sd15.safetensors"))` and `TrainConfig.preset("standard")`.
+"""
+
+from pathlib import Path
+
+from magicapture_core.masks import MaskOptions, prepare_portraits, require_portraits
+
+from magicapture_core import artifact
+from magicapture_core.backbone import tiny
+from magicapture_core.config import TrainConfig
+from magicapture_core.faces import load_face_detector
+from magicapture_core.images import list_photos, load_photos, save_image
+from magicapture_core.recipe import personalize
+from magicapture_core.sampler import generate
+from magicapture_core.types import Portraits, Side
+
+SAMPLES = Path("magicapture_core/tiny/samples")
+OUTPUT = Path("demo-output/straight-line")
+
+
+def read(side: Side, kind: str, resolution: int) -> Portraits:
+    photos, notes = load_photos([path for path in list_photos(SAMPLES) if path.name.startswith(kind)])
+    portraits, framed = prepare_portraits(photos, resolution, load_face_detector(), MaskOptions())
+    return require_portraits(portraits, [*notes, *framed], side)
+
+
+def main() -> None:
+    config = TrainConfig.preset("tiny")
+    backbone = tiny()
+    subject, style = read("subject", "person", config.resolution), read("style", "style", config.resolution)
+    result = personalize(
+        backbone,
+        subject,
+        style,
+        config,
+        name="ada",
+        folder=OUTPUT / "magicapture" / "ada",
+        save=lambda made: list(artifact.save(made, OUTPUT)),
+        on_step=lambda step: print(step.phase, step.step, f"{float(step.losses.total):.4f}"),
+    )
+    trained = artifact.load(result.files[0])
+    prompt = "A photo of a {subject} person in the {style} style, wearing glasses"
+    for index, image in enumerate(generate(backbone, trained, prompt, num_images=4)):
+        save_image(image, OUTPUT / f"ada-{index}.png")
+
+
+if __name__ == "__main__":
+    main()
