@@ -116,7 +116,7 @@ def check_maps_of_every_step_equal_a_hand_hook(pack, loaded):
     for step in range(3):
         for word, column in (("dog", 6), ("photo", 2)):
             maps = list(log.maps(step, column))
-            assert len(maps) == 4
+            assert len(maps) == len(log.inputs[step]) > 1
             for grid in seen.grids:
                 expected = torch.stack([m for m in maps if m.shape[1:] == grid]).mean(0)
                 torch.testing.assert_close(
@@ -150,14 +150,18 @@ def check_pictures_of_a_batch_are_kept_apart(pack, loaded):
 
 def check_fine_maps_are_left_out(pack, loaded):
     model, clip, _ = loaded
-    for max_grid, grids in ((15, []), (16, [(16, 8)])):
-        watched, seen = record(pack, model, clip, max_grid=max_grid)
-        sample(watched, clip, noise(1, (16, 8)), steps=1)
-        assert seen.grids == grids
+    watched, seen = record(pack, model, clip)
+    sample(watched, clip, noise(1, (16, 8)), steps=1)
+    grids = seen.grids
+    assert max(grids) == (16, 8)
+    watched, seen = record(pack, model, clip, max_grid=15)
+    sample(watched, clip, noise(1, (16, 8)), steps=1)
+    assert seen.grids == grids[:-1]
 
 
 def check_other_attention_patches_keep_working_in_either_order(pack, loaded):
     model, clip, _ = loaded
+    blocks = [(half, number) for half in ("input", "middle", "output") for number in range(12)]
     calls = []
 
     def halved(query, key, value, extra):
@@ -168,21 +172,21 @@ def check_other_attention_patches_keep_working_in_either_order(pack, loaded):
         return 0.5 * optimized_attention(query, key, value, extra["n_heads"])
 
     patched = model.clone()
-    for name in (("input", 1), ("middle", 0), ("output", 0), ("output", 1)):
+    for name in blocks:
         patched.set_model_attn2_replace(halved, *name)
     expected = sample(patched, clip)
-    assert len(calls) == 3 * 4
+    assert len(calls) == 3 * sum(name.endswith("attn2") for name, _ in model.model.diffusion_model.named_modules())
     assert not torch.equal(expected, sample(model, clip))
 
     after, seen_after = record(pack, patched, clip)
     before, seen_before = record(pack, model, clip)
     before = before.clone()
-    for name in (("input", 1, 0), ("middle", 0), ("output", 0), ("output", 1)):
+    for name in ((*block, 0) for block in blocks):  # the other way to name a block
         before.set_model_attn2_replace(halved, *name)
     for watched, seen in ((after, seen_after), (before, seen_before)):
         assert torch.equal(sample(watched, clip), expected)
         assert seen.buckets == [0, 1, 2]
-    assert calls == 3 * calls[:12]
+    assert calls == 3 * calls[: len(calls) // 3]
     assert torch.equal(seen_after.attention("dog"), seen_before.attention("dog"))
 
 
@@ -208,7 +212,7 @@ def check_two_records_see_the_same(pack, loaded):
     twice, second = record(pack, once, clip, words="dog, red")
     expected = sample(model, clip)
     assert torch.equal(sample(twice, clip), expected)
-    assert torch.equal(first.attention("dog"), second.attention("dog"))
+    torch.testing.assert_close(first.attention("dog"), second.attention("dog"), rtol=1e-4, atol=CPU_LIMIT)
     assert second.words == ("dog", "red")
 
 
@@ -368,10 +372,10 @@ def check_maps_are_drawn_live(pack, loaded):
         for method, drawn in ((LatentPreviewMethod.Latent2RGB, 8), (LatentPreviewMethod.NoPreviews, 0)):
             shown.clear()
             args.preview_method = method
-            viewer(pack, model=model, clip=clip, vae=vae, steps=16)
-            previews = [preview for _, total, preview in shown if total == 16 and preview]
+            viewer(pack, model=model, clip=clip, vae=vae, steps=10, num_images=1)
+            previews = [preview for _, total, preview in shown if total == 10 and preview]
             assert len(previews) == drawn
-            assert shown[-1][:2] == (16, 16)
+            assert shown[-1][:2] == (10, 10)
             for _, picture, _ in previews:
                 assert picture.width >= 2 * 256
     finally:
