@@ -1,0 +1,485 @@
+"""Alignment and paste against analytic pictures, restorers against their original classes, order against the truth."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from magicapture_core.faces import invert, transform
+from magicapture_core.restore import (
+    FACE_SIZE,
+    FEATHER,
+    FFHQ_BOX,
+    FFHQ_POINTS,
+    OVAL_CENTRE,
+    OVAL_RADII,
+    FaceRestorer,
+    align_face,
+    describe,
+    face_mask,
+    load_restorer,
+    resample,
+    restore_and_upscale,
+    restore_faces,
+)
+from magicapture_core.types import Face, MagiCaptureError
+
+HEIGHT, WIDTH = 300, 260
+LEVEL = 1 / 255
+# size in pixels from hairline to chin, rotation in degrees, where the middle of the FFHQ frame lies in the picture
+FACES = [
+    pytest.param(size, angle, centre, id=f"{size}px-{angle}deg-{place}")
+    for size in (20, 60, 160, 400)
+    for angle, centre, place in (
+        (0, (130.0, 150.0), "middle"),
+        (25, (131.3, 147.8), "middle"),
+        (-70, (258.0, 4.0), "corner"),
+        (180, (2.5, 299.0), "edge"),
+    )
+]
+
+
+def place_face(size: float, angle: float, centre: tuple[float, float]) -> tuple[Face, Tensor]:
+    """A face whose landmarks are exactly FFHQ's, moved, and the matrix [2,3] from the picture to the FFHQ frame."""
+    scale, turn = size / 320, math.radians(angle)
+    linear = scale * torch.tensor([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+    offset = torch.tensor(centre) - linear @ torch.tensor([256.0, 256.0])
+    to_picture = torch.cat([linear, offset[:, None]], 1)
+    landmarks = transform(FFHQ_POINTS, to_picture)
+    corners = transform(FFHQ_BOX.reshape(2, 2), to_picture)
+    box = torch.cat([corners.amin(0), corners.amax(0)])
+    return Face(box=box, landmarks=landmarks), invert(to_picture)
+
+
+def pixel_centres(height: int, width: int) -> Tensor:
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    return torch.stack([x, y], -1)
+
+
+def waves(points: Tensor) -> Tensor:
+    """A smooth picture [3,H,W] over the FFHQ frame, points [H,W,2]; 400 pixels of it are one wave."""
+    phases = points / 400 * 2 * math.pi
+    return 0.5 + 0.4 * torch.stack([phases[..., 0].sin(), phases[..., 1].cos(), (phases.sum(-1) / 2).sin()])
+
+
+def photo() -> Tensor:
+    """The astronaut [3,512,512], NASA, public domain."""
+    data = pytest.importorskip("skimage.data")
+    return torch.from_numpy(data.astronaut()).permute(2, 0, 1).float() / 255
+
+
+ASTRONAUT = torch.tensor([(204, 100.7), (247.3, 103.3), (226, 128.3), (206, 142.7), (242.7, 142.7)])
+
+
+def astronaut(factor: float = 1.0) -> Face:
+    return Face(box=torch.tensor([180.0, 70.0, 272.0, 180.0]) * factor, landmarks=ASTRONAUT * factor)
+
+
+# -- geometry ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "angle", "centre"), FACES)
+def test_alignment_shows_the_picture_in_the_ffhq_frame(size, angle, centre) -> None:
+    face, to_frame = place_face(size, angle, centre)
+    image = waves(transform(pixel_centres(HEIGHT, WIDTH), to_frame))
+    aligned, matrix = align_face(image, face)
+    torch.testing.assert_close(matrix, to_frame, atol=2e-3, rtol=1e-4)
+    points = pixel_centres(FACE_SIZE, FACE_SIZE)
+    seen = transform(points, invert(to_frame))
+    pixels_inside = ((seen > 1.5) & (seen < torch.tensor([WIDTH, HEIGHT]) - 1.5)).all(-1)
+    assert pixels_inside.sum() > 1000
+    # one wave is 25 pixels of the smallest face: bicubic interpolation is good to one level there
+    assert (aligned[0] - waves(points))[:, pixels_inside].abs().max() < LEVEL * (2 if size == 20 else 1)
+
+
+@pytest.mark.parametrize(("size", "angle", "centre"), FACES)
+def test_what_a_restorer_draws_lands_in_its_place_under_the_mask(size, angle, centre) -> None:
+    face, to_frame = place_face(size, angle, centre)
+    image = torch.full((3, HEIGHT, WIDTH), 0.5)
+    restored = restore_faces(image, [face], lambda aligned: waves(pixel_centres(FACE_SIZE, FACE_SIZE))[None])
+    points = transform(pixel_centres(HEIGHT, WIDTH), to_frame)
+    radius = ((points - OVAL_CENTRE) / OVAL_RADII).norm(dim=-1)
+    expected = image + smooth((1 - radius) / FEATHER) * (waves(points) - image)
+    assert (restored - image).abs().max() > 0.1
+    assert (restored - expected).abs().max() < LEVEL
+
+
+def smooth(x: Tensor) -> Tensor:
+    x = x.clamp(0, 1)
+    return 3 * x**2 - 2 * x**3
+
+
+@pytest.mark.parametrize(("size", "angle", "centre"), FACES)
+def test_a_restorer_that_changes_nothing_changes_nothing(size, angle, centre) -> None:
+    image = photo()[:, 60:360, 100:360]
+    face, _ = place_face(size, angle, centre)
+    assert (restore_faces(image, [face], lambda aligned: aligned) - image).abs().max() < 1e-6
+
+
+def test_a_box_alone_is_framed_like_an_upright_face() -> None:
+    face, to_frame = place_face(100, 0, (130.0, 150.0))
+    image = waves(transform(pixel_centres(HEIGHT, WIDTH), to_frame))
+    _, matrix = align_face(image, Face(box=face.box))
+    torch.testing.assert_close(matrix, to_frame, atol=1e-2, rtol=1e-3)
+
+
+def test_a_wide_box_is_not_stretched() -> None:
+    _, matrix = align_face(torch.rand(3, 64, 64), Face(box=torch.tensor([0.0, 20.0, 60.0, 40.0])))
+    assert matrix[0, 0] == pytest.approx(float(matrix[1, 1]))
+    torch.testing.assert_close(transform(torch.tensor([[30.0, 30.0]]), matrix), torch.tensor([[256.0, 310.0]]))
+
+
+def test_alignment_to_another_size_is_the_same_frame() -> None:
+    image, (face, _) = photo(), place_face(200, 10, (220.0, 120.0))
+    large, matrix = align_face(image, face)
+    small, half = align_face(image, face, size=256)
+    torch.testing.assert_close(half, matrix / 2)
+    assert (F.avg_pool2d(large, 2) - small).abs().mean() < LEVEL
+
+
+@pytest.mark.parametrize("angle", [0, 30, 45])
+def test_shrinking_averages_and_does_not_pick(angle: float) -> None:
+    """A chessboard of single pixels has no detail left at a third of its size: it is grey."""
+    board = (pixel_centres(900, 900).long().sum(-1) % 2).float().expand(1, 3, -1, -1)
+    turn = math.radians(angle)
+    linear = 3.0 * torch.tensor([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+    matrix = torch.cat([linear, torch.tensor([[450.0], [450.0]]) - linear @ torch.tensor([[100.0], [100.0]])], 1)
+    inner = resample(board, matrix, (200, 200))[..., 70:130, 70:130]
+    assert (inner - 0.5).abs().max() < 0.12  # upright, one of nine squares is left over: 1/18; picking gives 1/2
+
+
+# -- mask -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_constant_colour_shows_the_footprint_of_the_mask() -> None:
+    """By hand: upright at half size the oval's middle lies 16 below the frame's, its radii are 87.5 and 110."""
+    face, _ = place_face(160, 0, (72.0, 122.0))
+    image = torch.full((3, HEIGHT, WIDTH), 0.25)
+    colour = torch.tensor([1.0, 0.75, 0.0]).reshape(3, 1, 1)
+    change = restore_faces(image, [face], lambda aligned: colour.expand_as(aligned)) - image
+    points = pixel_centres(HEIGHT, WIDTH)
+    radius = (((points[..., 0] - 72) / 87.5) ** 2 + ((points[..., 1] - 138) / 110) ** 2).sqrt()
+    assert (change[:, radius >= 1] == 0).all()
+    assert (change[:2, radius < 0.98] > 0).all()
+    core = (change - (colour - 0.25))[:, radius <= 1 - FEATHER]
+    assert core.abs().max() < 1e-4
+    soft_middle = (radius - (1 - FEATHER / 2)).abs() < 1e-3
+    assert soft_middle.any()
+    assert (change[0, soft_middle] / 0.75 - 0.5).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("centre", [(0.0, 150.0), (260.0, 150.0), (130.0, 0.0), (130.0, 300.0)])
+def test_a_face_cut_by_the_picture_has_no_seam_along_the_cut(centre: tuple[float, float]) -> None:
+    face, to_frame = place_face(120, 0, centre)
+    image = torch.full((3, HEIGHT, WIDTH), 0.25)
+    restored = restore_faces(image, [face], lambda aligned: torch.ones_like(aligned))
+    radius = ((transform(pixel_centres(HEIGHT, WIDTH), to_frame) - OVAL_CENTRE) / OVAL_RADII).norm(dim=-1)
+    core = radius < 1 - FEATHER
+    border = torch.ones(HEIGHT, WIDTH, dtype=torch.bool)
+    border[1:-1, 1:-1] = False
+    assert (core & border).any()
+    assert restored[:, core].min() > 1 - 1e-4
+
+
+def test_a_face_outside_of_the_picture_leaves_it_as_it_is() -> None:
+    image = photo()
+    face, _ = place_face(40, 0, (-200.0, 900.0))
+    assert torch.equal(restore_faces(image, [face], lambda aligned: 1 - aligned), image)
+
+
+def test_pixels_outside_of_the_masks_keep_every_bit() -> None:
+    image = photo()
+    faces = [astronaut(), place_face(90, 40, (500.0, 400.0))[0]]
+    restored = restore_faces(image, faces, lambda aligned: 1 - aligned)
+    masks = torch.cat([face_mask(align_face(image, face)[1], (512, 512)) for face in faces]).amax(0)
+    assert 0.01 < (masks > 0).float().mean() < 0.2
+    assert torch.equal(restored[:, masks == 0], image[:, masks == 0])
+    assert (restored - image)[:, masks > 0.5].abs().mean() > 0.2
+    assert restored.min() >= 0
+    assert restored.max() <= 1
+
+
+def test_a_restorer_that_fails_cannot_reach_beyond_the_mask() -> None:
+    image = photo()
+    restored = restore_faces(image, [astronaut()], lambda aligned: torch.full_like(aligned, torch.nan))
+    mask = face_mask(align_face(image, astronaut())[1], (512, 512))[0]
+    assert torch.equal(restored[:, mask == 0], image[:, mask == 0])
+
+
+def test_the_picture_given_is_not_changed() -> None:
+    image = photo()
+    before = image.clone()
+    restore_faces(image, [astronaut()], lambda aligned: 1 - aligned)
+    assert torch.equal(image, before)
+
+
+def test_a_region_confines_the_change() -> None:
+    image, region = photo(), torch.zeros(1, 512, 512)
+    region[:, :, :226] = 1
+    restored = restore_faces(image, [astronaut()], lambda aligned: 1 - aligned, region)
+    assert torch.equal(restored[:, :, 226:], image[:, :, 226:])
+    assert (restored - image)[:, 110:150, 210:226].abs().mean() > 0.2
+
+
+def test_progress_counts_the_faces() -> None:
+    seen = []
+    faces = [astronaut(), place_face(50, 0, (400.0, 400.0))[0]]
+    restore_faces(photo(), faces, lambda aligned: aligned, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 2), (2, 2)]
+
+
+# -- order ------------------------------------------------------------------------------------------------------------
+
+
+def test_restoring_after_upscaling_keeps_more_of_what_the_restorer_knows() -> None:
+    """The astronaut at a quarter of her size; the restorer knows the true face. The other order is done by hand."""
+    truth = photo()
+    small = F.interpolate(truth[None], scale_factor=0.25, mode="bicubic", antialias=True)[0].clamp(0, 1)
+    known = align_face(truth, astronaut())[0]
+    after = restore_and_upscale(small, [astronaut(0.25)], lambda aligned: known, factor=4)
+    first = restore_faces(small, [astronaut(0.25)], lambda aligned: known)
+    before = restore_and_upscale(first, [], factor=4)
+    never = restore_and_upscale(small, [], factor=4)
+    face = (slice(None), slice(90, 160), slice(195, 255))
+    error = {
+        name: float((image - truth)[face].abs().mean())
+        for name, image in {"before": before, "after": after, "never": never}.items()
+    }
+    assert error["after"] < 0.5 * error["before"]
+    assert error["after"] < 0.5 * error["never"]
+
+
+def test_pixels_outside_of_the_masks_are_those_of_plain_upscaling() -> None:
+    image, face = photo()[:, :200, 100:331], astronaut()
+    face = Face(box=face.box, landmarks=ASTRONAUT - torch.tensor([100.0, 0.0]))
+    plain = restore_and_upscale(image, [], factor=1.37)
+    restored = restore_and_upscale(image, [face], lambda aligned: 1 - aligned, factor=1.37)
+    assert restored.shape == (3, 274, 316)
+    changed = (restored != plain).any(0).nonzero()
+    # by hand: 3.08 pixels of the frame are one of the picture, so the oval is 2 x 78 across and 2 x 98 down
+    across, down = ((changed.amax(0) - changed.amin(0)).flip(0)).tolist()
+    assert across == pytest.approx(156, abs=4)
+    assert down == pytest.approx(196, abs=4)
+    middle = changed.float().mean(0).flip(0) / 1.37
+    torch.testing.assert_close(middle, torch.tensor([126.0, 119.0]), atol=3, rtol=0)
+
+
+def test_without_a_restorer_and_at_factor_one_every_bit_stays() -> None:
+    image = photo()
+    assert torch.equal(restore_and_upscale(image, [astronaut()], factor=1), image)
+    assert describe([astronaut()], has_restorer=False) == "faces left alone, there is no face restorer"
+
+
+def test_a_picture_without_a_face_passes_through_and_says_so() -> None:
+    image = photo()
+    assert torch.equal(restore_and_upscale(image, [], lambda aligned: 1 - aligned, factor=1), image)
+    assert describe([], has_restorer=True) == "no face found, nothing restored"
+
+
+def test_a_face_outside_of_the_region_is_not_even_computed_and_counted() -> None:
+    image, region = photo(), torch.zeros(1, 512, 512)
+    region[:, :300] = 1
+    faces = [astronaut(), place_face(60, 0, (400.0, 450.0))[0]]
+    called = []
+    restored = restore_and_upscale(image, faces, lambda x: called.append(1) or 1 - x, factor=1, region=region)
+    assert len(called) == 1
+    assert torch.equal(restored[:, 300:], image[:, 300:])
+    assert describe(faces, True, region) == "1 face restored (110 px), 1 face outside of the mask left alone"
+    assert describe(faces, True) == "2 faces restored (110 px, 60 px)"
+
+
+def test_a_region_grows_with_the_picture() -> None:
+    image, region = photo(), torch.zeros(1, 512, 512)
+    region[:, :, :226] = 1
+    restored = restore_and_upscale(image, [astronaut()], lambda aligned: 1 - aligned, factor=2, region=region)
+    plain = restore_and_upscale(image, [], factor=2)
+    assert torch.equal(restored[:, :, 456:], plain[:, :, 456:])
+    assert (restored - plain)[:, 220:300, 420:450].abs().mean() > 0.2
+
+
+# -- restorers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gfpgan() -> Any:
+    """GFPGAN's own class with an eighth of the channels, behind the descriptor that spandrel gives the whole one."""
+    pytest.importorskip("spandrel")
+    from spandrel import ImageModelDescriptor
+    from spandrel.architectures.GFPGAN import GFPGAN, GFPGANArch
+
+    torch.manual_seed(0)
+    model = GFPGAN(narrow=0.125)  # pyright: ignore[reportArgumentType]
+    torch.nn.init.ones_(model.stylegan_decoder.style_conv1.weight)  # how strong the noise is; 0 in a fresh network
+    return ImageModelDescriptor(
+        model,
+        model.state_dict(),
+        architecture=GFPGANArch(),
+        purpose="FaceSR",
+        tags=[],
+        supports_half=False,
+        supports_bfloat16=True,
+        scale=1,
+        input_channels=3,
+        output_channels=3,
+        call_fn=lambda net, images: net(images)[0],
+    ).eval()
+
+
+def small_restoreformer(path: Path) -> Any:
+    """RestoreFormer's own class at a small size, which spandrel reads off the file; returns the network saved."""
+    pytest.importorskip("spandrel")
+    from spandrel.architectures.RestoreFormer import RestoreFormer
+
+    torch.manual_seed(0)
+    sizes = {"n_embed": 16, "embed_dim": 32, "ch": 32, "out_ch": 3, "ch_mult": (1,) * 6, "num_res_blocks": 1}
+    rest = {"attn_resolutions": (16,), "dropout": 0.0, "in_channels": 3, "resolution": 512, "z_channels": 32}
+    model = RestoreFormer(**sizes, **rest, double_z=False, enable_mid=True, head_size=8).eval()
+    if path.suffix == ".safetensors":
+        save_file(model.state_dict(), path)
+    else:
+        torch.save({"params_ema": model.state_dict()}, path)
+    return model
+
+
+@torch.no_grad()
+def test_gfpgan_is_called_as_its_authors_do_and_draws_no_noise(gfpgan) -> None:
+    faces = torch.rand(1, 3, 512, 512, generator=torch.Generator().manual_seed(1))
+    assert not torch.equal(gfpgan(faces), gfpgan(faces))  # as the descriptor stands, noise is on
+    restored = FaceRestorer(descriptor=gfpgan)(faces)
+    assert torch.equal(restored, FaceRestorer(descriptor=gfpgan)(faces))
+    signed = gfpgan.model((faces - 0.5) / 0.5, randomize_noise=False)[0]
+    torch.testing.assert_close(restored, ((signed + 1) / 2).clamp(0, 1))
+    assert restored.std() > 0.1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_restoreformer_comes_whole_out_of_a_file(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"RestoreFormer{suffix}"
+    model = small_restoreformer(path)
+    faces = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(1))
+    restorer = load_restorer(path)
+    assert restorer.architecture == "RestoreFormer"
+    assert not restorer.has_fidelity
+    restored = restorer(faces)
+    torch.testing.assert_close(restored, (model(faces * 2 - 1)[0] / 2 + 0.5).clamp(0, 1))
+    assert torch.equal(restored, restorer(faces))
+    assert restored.std() > 0.01
+
+
+@torch.no_grad()
+@pytest.mark.full
+def test_gfpgan_at_true_size_comes_whole_out_of_a_file(tmp_path: Path) -> None:
+    pytest.importorskip("spandrel")
+    from spandrel.architectures.GFPGAN import GFPGAN
+
+    model = GFPGAN().eval()
+    torch.save({"params_ema": model.state_dict()}, tmp_path / "GFPGANv1.4.pth")
+    restorer = load_restorer(tmp_path / "GFPGANv1.4.pth")
+    faces = torch.rand(1, 3, 512, 512)
+    signed = model(faces * 2 - 1, return_rgb=False, randomize_noise=False)[0]
+    torch.testing.assert_close(restorer(faces), (signed / 2 + 0.5).clamp(0, 1))
+
+
+@pytest.mark.full
+def test_codeformer_listens_to_fidelity(tmp_path: Path) -> None:
+    """Where its package is installed, whose licence forbids commercial use."""
+    pytest.importorskip("spandrel_extra_arches")
+    from spandrel_extra_arches.architectures.CodeFormer import CodeFormer  # pyright: ignore[reportMissingImports]
+
+    torch.save({"params_ema": CodeFormer().state_dict()}, tmp_path / "codeformer.pth")
+    restorer = load_restorer(tmp_path / "codeformer.pth")
+    assert restorer.has_fidelity
+    faces = torch.rand(1, 3, 512, 512)
+    clean, close = restorer.with_fidelity(0.0)(faces), restorer.with_fidelity(1.0)(faces)
+    assert torch.equal(clean, restorer.with_fidelity(0.0)(faces))
+    assert not torch.equal(clean, close)
+
+
+def test_the_restored_face_comes_back_in_the_picture(gfpgan) -> None:
+    """The whole way with a real network: what it made of the aligned face is what stands in the picture."""
+    image, restorer = photo(), FaceRestorer(descriptor=gfpgan)
+    aligned, matrix = align_face(image, astronaut())
+    restored = restore_faces(image, [astronaut()], restorer)
+    change = resample(restorer(aligned) - aligned, matrix, (512, 512))[0]
+    core = face_mask(matrix, (512, 512))[0] == 1
+    torch.testing.assert_close(restored[:, core], (image + change).clamp(0, 1)[:, core], atol=1e-4, rtol=0)
+    assert change[:, core].abs().mean() > 0.05
+
+
+# -- what users pick by mistake ---------------------------------------------------------------------------------------
+
+
+def test_an_upscaler_is_refused_as_a_face_restorer(tmp_path: Path) -> None:
+    pytest.importorskip("spandrel")
+    from spandrel.architectures.Compact import Compact
+
+    torch.save(Compact(num_feat=8, num_conv=1, upscale=2).state_dict(), tmp_path / "realesr.pth")
+    with pytest.raises(
+        MagiCaptureError, match=r"^realesr.pth: RealESRGAN Compact is no face restorer; .* upscale model$"
+    ):
+        load_restorer(tmp_path / "realesr.pth")
+
+
+def test_a_gfpgan_1_0_file_is_named_with_its_remedy(tmp_path: Path) -> None:
+    """It has the names that GFPGAN is recognised by, and layers that spandrel does not build."""
+    pytest.importorskip("spandrel")
+    names = ("toRGB.0.weight", "stylegan_decoder.style_mlp.1.weight", "conv_body_first.0.weight")
+    save_file({name: torch.zeros(1) for name in names}, tmp_path / "GFPGANv1.safetensors")
+    with pytest.raises(MagiCaptureError, match=r"^GFPGANv1.safetensors: .*GFPGANv1.3.pth"):
+        load_restorer(tmp_path / "GFPGANv1.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("cut.pth", b"PK\x03\x04 and no more", "cannot be read"),
+        ("cut.safetensors", b"\x00" * 20, "cannot be read"),
+        ("page.pth", b"<html>not found</html>", "cannot be read"),
+        ("model.onnx", b"", "end in .pth or .safetensors"),
+    ],
+)
+def test_a_file_that_is_no_model_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    pytest.importorskip("spandrel")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(MagiCaptureError, match=f"^{name}: .*{message}") as caught:
+        load_restorer(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("spandrel")
+    with pytest.raises(MagiCaptureError, match=r"GFPGANv1.4.pth: there is no such file"):
+        load_restorer(tmp_path / "GFPGANv1.4.pth")
+
+
+def test_an_unknown_network_is_named_with_what_is_known(tmp_path: Path) -> None:
+    pytest.importorskip("spandrel")
+    save_file({"layer.weight": torch.zeros(3)}, tmp_path / "mine.safetensors")
+    with pytest.raises(MagiCaptureError, match=r"^mine.safetensors: .*GFPGAN and RestoreFormer"):
+        load_restorer(tmp_path / "mine.safetensors")
+
+
+def test_a_file_with_code_in_it_runs_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("spandrel")
+    torch.save({"params_ema": Trap(tmp_path / "sprung")}, tmp_path / "trap.pth")
+    with pytest.raises(MagiCaptureError, match=r"^trap.pth: cannot be read"):
+        load_restorer(tmp_path / "trap.pth")
+    assert not (tmp_path / "sprung").exists()
+
+
+class Trap:
+    """Unpickled without care, it makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.mkdir, (self.path,)
