@@ -21,6 +21,7 @@ MAX_BUCKETS = 8
 MAX_CELL = 256  # pixels, of one picture in the sheets over steps and over map sizes
 # Dark to light without red against green: the order of the colours survives every colour blindness and a grey print.
 RAMP = torch.tensor([(0.04, 0.04, 0.24), (0.36, 0.14, 0.56), (0.86, 0.34, 0.36), (1.0, 0.72, 0.22), (1.0, 1.0, 0.86)])
+LUMA = torch.tensor([0.299, 0.587, 0.114])  # what R, G and B weigh in a grey picture
 
 
 class AttentionRecord:
@@ -165,9 +166,10 @@ def colour(heatmaps: Tensor) -> Tensor:
 
 
 def overlay(images: Tensor, heatmaps: Tensor) -> Tensor:
-    """images [B,3,H,W] with heat maps [B,H,W] laid over them, thin where cold and thick where hot."""
-    opacity = 0.4 + 0.3 * heatmaps[:, None]
-    return images * (1 - opacity) + colour(heatmaps) * opacity
+    """images [B,3,H,W] in grey with heat maps [B,H,W] laid over them, thicker where hot: all colour is heat."""
+    opacity = 0.45 + 0.2 * heatmaps[:, None]
+    grey = (images * LUMA.view(3, 1, 1)).sum(1, keepdim=True)
+    return grey * (1 - opacity) + colour(heatmaps) * opacity
 
 
 def overlays(record: AttentionRecord, images: Tensor) -> Tensor:

@@ -144,14 +144,13 @@ def test_colours_grow_lighter_all_the_way() -> None:
     assert (0.2126 * red + 0.7152 * green + 0.0722 * blue).diff().min() > 0.001
 
 
-def test_overlay_keeps_the_picture_where_it_is_cold() -> None:
-    images = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(4))
-    heat = torch.zeros(1, 4, 4)
-    heat[0, 1, 2] = 1
-    shown = heatmaps.overlay(images, heat)
-    cold = heatmaps.RAMP[0].view(1, 3, 1, 1)
-    torch.testing.assert_close(shown[0, :, 0], (0.6 * images + 0.4 * cold)[0, :, 0])
-    torch.testing.assert_close(shown[0, :, 1, 2], 0.3 * images[0, :, 1, 2] + 0.7 * heatmaps.RAMP[-1])
+def test_overlay_colours_a_grey_picture() -> None:
+    """Red is 0.299 in grey: 55 % of it under 45 % of the coldest colour, 35 % under 65 % of the hottest."""
+    images = torch.zeros(1, 3, 1, 2)
+    images[:, 0] = 1
+    shown = heatmaps.overlay(images, torch.tensor([[[0.0, 1.0]]]))
+    torch.testing.assert_close(shown[0, :, 0, 0], 0.55 * 0.299 + 0.45 * heatmaps.RAMP[0])
+    torch.testing.assert_close(shown[0, :, 0, 1], 0.35 * 0.299 + 0.65 * heatmaps.RAMP[-1])
 
 
 def test_a_row_of_the_strip_shares_one_scale() -> None:
