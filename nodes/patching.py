@@ -10,7 +10,7 @@ import folder_paths
 import torch
 
 from ..magicapture_core.types import MagiCaptureError
-from .folders import embeddings_folders, inside
+from .folders import embeddings_folders
 from .prompting import LearnedTokenizer
 
 if TYPE_CHECKING:
@@ -108,6 +108,5 @@ def _same(ours: Any, theirs: Any) -> bool:
 
 def _by_age() -> Iterator[Path]:
     """LoRA files, the youngest first."""
-    names = choices()[1:]
-    paths = [inside(Path(folder), name) for folder in folder_paths.get_folder_paths("loras") for name in names]
-    yield from sorted((path for path in paths if path.is_file()), key=lambda path: path.stat().st_mtime, reverse=True)
+    paths = [Path(folder_paths.get_full_path_or_raise("loras", name)) for name in choices()[1:]]
+    yield from sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)

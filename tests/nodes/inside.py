@@ -1,6 +1,6 @@
 """Runs the checks of tests/nodes/checks inside a ComfyUI process, with that tree's own Python, and writes what failed.
 
-    <tree>/.venv/bin/python inside.py TREE RESULTS.json FOLDER CHECKPOINT
+    <tree>/.venv/bin/python inside.py TREE RESULTS.json FOLDER CHECKPOINT [check_FILE]
 
 Every function `check_*` of the check files is called with its arguments by name out of: `pack` (the pack as ComfyUI
 imports it), `checkpoint` (path), `loaded` (MODEL, CLIP, VAE of the checkpoint, under inference mode as in a node),
@@ -54,14 +54,14 @@ def load_checkpoint(path: Path) -> Any:
     return comfy.sd.load_checkpoint_guess_config(str(path), embedding_directory=embeddings)[:3]
 
 
-def run(checkpoint: Path, folder: Path) -> dict[str, str]:
+def run(checkpoint: Path, folder: Path, only: str = "check_*") -> dict[str, str]:
     """Name of each check -> empty, or its traceback."""
     import torch
 
     results = {}
     pack = load_module(str(PACK), PACK / "__init__.py", PACK)
     load_module(f"{PACK}.nodes", PACK / "nodes" / "__init__.py", PACK / "nodes")
-    for path in sorted((HERE / "checks").glob("check_*.py")):
+    for path in sorted((HERE / "checks").glob(f"{only}.py")):
         checks = inspect.getmembers(load_module(path.stem, path), inspect.isfunction)
         for name, check in checks:
             if not name.startswith("check_"):
@@ -82,6 +82,7 @@ def run(checkpoint: Path, folder: Path) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    tree, results, folder, checkpoint = map(Path, sys.argv[1:])
+    tree, results, folder, checkpoint = map(Path, sys.argv[1:5])
+    only = sys.argv[5:]
     start_comfy(tree, folder)
-    results.write_text(json.dumps(run(checkpoint, folder)), encoding="utf-8")
+    results.write_text(json.dumps(run(checkpoint, folder, *only)), encoding="utf-8")

@@ -1,0 +1,84 @@
+"""What the page and saved workflows rely on, for every node of the pack."""
+
+import asyncio
+import inspect
+import json
+import sys
+from pathlib import Path
+
+ORDER = Path(__file__).parents[1] / "widget_order.json"
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+
+
+def nodes(pack):
+    extension = asyncio.run(pack.comfy_entrypoint())
+    return asyncio.run(extension.get_node_list())
+
+
+def sockets(info):
+    return {name: spec for group in ("required", "optional") for name, spec in info["input"].get(group, {}).items()}
+
+
+def widgets(info):
+    return [name for name, (kind, *_) in sockets(info).items() if isinstance(kind, list) or kind in WIDGETS]
+
+
+def check_names(pack):
+    """The id holds MagiCapture, the title ends in (MagiCapture), the category is ours, the class is documented."""
+    for node in nodes(pack):
+        info = node.GET_NODE_INFO_V1()
+        wanted = node.__name__ if "MagiCapture" in node.__name__ else f"MagiCapture{node.__name__}"
+        assert info["name"] == wanted
+        assert info["display_name"].endswith(" (MagiCapture)")
+        assert info["category"] == "MagiCapture"
+        assert len(info["description"]) > 30
+
+
+def check_every_socket_has_a_tooltip(pack):
+    for node in nodes(pack):
+        info = node.GET_NODE_INFO_V1()
+        for name, (_, *options) in sockets(info).items():
+            assert options, (info["name"], name)
+            assert len(options[0].get("tooltip", "")) > 5, (info["name"], name)
+        assert all(info["output_tooltips"]), info["name"]
+        assert len(info["output_tooltips"]) == len(info["output"])
+
+
+def check_widget_order(pack):
+    """Saved workflows hold values by position: a new widget goes to the end of the node and of the file."""
+    committed = json.loads(ORDER.read_text(encoding="utf-8"))
+    assert {node.GET_NODE_INFO_V1()["name"]: widgets(node.GET_NODE_INFO_V1()) for node in nodes(pack)} == committed
+
+
+def check_execute_takes_every_input(pack):
+    """By keyword; whatever is left over goes into ** where there is one."""
+    for node in nodes(pack):
+        parameters = inspect.signature(node.execute).parameters
+        takes_rest = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        named = {name for name, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
+        given = set(sockets(node.GET_NODE_INFO_V1()))
+        assert named <= given, node.__name__
+        assert takes_rest or named == given, node.__name__
+
+
+def check_nothing_heavy_is_imported(pack):
+    """Importing the pack and asking for its nodes leaves these to the first run of a node."""
+    import subprocess
+
+    script = (
+        "import asyncio, importlib.util, sys\n"
+        f"sys.path.insert(0, {sys.path[0]!r}); sys.argv = ['main.py', '--cpu']\n"
+        "import comfy.options; comfy.options.enable_args_parsing()\n"
+        "import comfy_api.latest, nodes\n"
+        "before = set(sys.modules)\n"
+        f"spec = importlib.util.spec_from_file_location('pack', {pack.__file__!r},"
+        f" submodule_search_locations=[{str(Path(pack.__file__).parent)!r}])\n"
+        "module = importlib.util.module_from_spec(spec); sys.modules['pack'] = module; spec.loader.exec_module(module)\n"
+        "asyncio.run(asyncio.run(module.comfy_entrypoint()).get_node_list())\n"
+        "new = {name.split('.')[0] for name in set(sys.modules) - before}\n"
+        "heavy = new & {'diffusers', 'peft', 'accelerate', 'spandrel', 'skimage', 'matplotlib', 'facexlib'}\n"
+        "assert not heavy, heavy\n"
+        "assert 'pack' in new\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
