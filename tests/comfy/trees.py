@@ -25,10 +25,11 @@ class Tree:
 
 
 def candidate_folders() -> list[Path]:
-    """$COMFYUI_PATH (several, separated as in PATH) alone when it is set, else the customary places."""
+    """$COMFYUI_PATH (several, separated as in PATH) alone when it is set, else what stands at the customary places."""
     if given := os.environ.get("COMFYUI_PATH"):
         return [Path(part).expanduser() for part in given.split(os.pathsep) if part]
-    return [*sorted((Path.home() / "comfy").glob("ComfyUI*")), PACK.parents[1]]
+    guesses = [*sorted((Path.home() / "comfy").glob("ComfyUI*")), PACK.parents[1]]
+    return [folder for folder in guesses if (folder / "main.py").exists()]
 
 
 def missing_packages(python: Path) -> list[str]:
@@ -59,8 +60,8 @@ def read_tree(folder: Path) -> Tree | str:
 
 @cache
 def find_trees() -> tuple[list[Tree], str]:
-    """Every tree that can be started, oldest name last; and why there is none, when there is none."""
-    found = [read_tree(folder) for folder in candidate_folders() if (folder / "main.py").exists()]
+    """Every tree that can be started; and why there is none, when there is none."""
+    found = [read_tree(folder) for folder in candidate_folders()]
     trees = [entry for entry in found if isinstance(entry, Tree)]
     reasons = [entry for entry in found if isinstance(entry, str)]
     nowhere = "no ComfyUI at $COMFYUI_PATH, ~/comfy/ComfyUI or two folders up"
