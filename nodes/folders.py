@@ -23,6 +23,12 @@ def models_folders() -> list[Path]:
     return [*map(Path, folder_paths.get_folder_paths(MODELS)), models_folder()]
 
 
+def other_models(kind: str) -> list[Path]:
+    """Where ComfyUI and other packs keep models of a kind."""
+    known = folder_paths.get_folder_paths(kind) if kind in folder_paths.folder_names_and_paths else []
+    return [*map(Path, known), Path(folder_paths.models_dir) / kind]
+
+
 def loras_folder() -> Path:
     return Path(folder_paths.get_folder_paths("loras")[0])
 

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..magicapture_core.types import MagiCaptureError
-from .portraits import face_detector
+from .portraits import face_detector, face_parser
 from .sockets import (
     FacesType,
     masks_to_comfy,
@@ -92,8 +92,9 @@ class FaceMask(io.ComfyNode):
         photos = name_photos(split(images), file_names or [])
         options = MaskOptions(**settings_values(MaskOptions(), {name: value[0] for name, value in widgets.items()}))
         own_masks = match_masks(masks, len(photos))
-        detector = face_detector(required=own_masks is None or None in own_masks)
-        portraits, notes = prepare_portraits(photos, resolution[0], detector, options, own_masks)
+        detector = face_detector(required=own_masks is None or not all(mask.any() for mask in own_masks))
+        parser = face_parser() if options.shape == "parsed" else None
+        portraits, notes = prepare_portraits(photos, resolution[0], detector, options, own_masks, parser)
         portraits = require_portraits(portraits, notes, "images")
         report, preview = "\n".join(map(str, notes)), overlay(portraits)
         return io.NodeOutput(
@@ -120,14 +121,14 @@ def name_photos(images: Sequence[Tensor], names: Sequence[str]) -> list[tuple[st
     return list(zip(names or [f"photo {number}" for number in range(1, len(images) + 1)], images, strict=True))
 
 
-def match_masks(masks: Sequence[Tensor] | None, num_photos: int) -> list[Tensor | None] | None:
-    """The connected masks [1,H,W], one per photo; a black one, which stock loaders give, counts as none."""
+def match_masks(masks: Sequence[Tensor] | None, num_photos: int) -> list[Tensor] | None:
+    """The connected masks [1,H,W], one per photo. A black one, which stock loaders give, counts as none later on."""
     if not masks:
         return None
     single = [mask for batch in masks for mask in masks_to_core(batch)]
     if len(single) != num_photos:
         raise MagiCaptureError(f"masks: {len(single)} masks for {num_photos} images; connect one mask per image")
-    return [mask if mask.any() else None for mask in single]
+    return single
 
 
 NODES = [FaceMask]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import folder_paths
 from comfy_api.latest import io
@@ -55,11 +53,18 @@ class LoadPhotos(io.ComfyNode):
 
     @classmethod
     def execute(cls, folder: str) -> io.NodeOutput:
-        images, names, notes = load_photos(photo_files(folder))
-        report = "\n".join(map(str, notes))
-        if not images:
-            raise MagiCaptureError(f"folder {folder!r}: no photo could be loaded\n{report}".strip())
-        return io.NodeOutput([to_comfy(image[None]) for image in images], names, report, ui=show(report))
+        from ..magicapture_core.images import join_notes, load_photos
+
+        photos, changes = load_photos(photo_files(folder))
+        sizes = [
+            PhotoNote(file_name=name, used=True, text=f"{image.shape[2]} x {image.shape[1]} pixels")
+            for name, image in photos
+        ]
+        report = "\n".join(map(str, join_notes(sizes, changes)))
+        if not photos:
+            raise MagiCaptureError(f"folder {folder!r}: no photo can be read\n{report}")
+        images = [to_comfy(image[None]) for _, image in photos]
+        return io.NodeOutput(images, [name for name, _ in photos], report, ui=show(report))
 
 
 def photo_files(folder: str) -> list[Path]:
@@ -70,23 +75,6 @@ def photo_files(folder: str) -> list[Path]:
         return images.list_photos(inside(Path(folder_paths.get_input_directory()), folder))
     samples = Path(images.__file__).parent / "tiny" / "samples"
     return [path for path in images.list_photos(samples) if path.name.startswith(f"{SAMPLES[folder]}_")]
-
-
-def load_photos(paths: Sequence[Path]) -> tuple[list[Any], list[str], list[PhotoNote]]:
-    """Files -> pictures [3,H,W], the names of those that could be read, and a note on every file."""
-    from ..magicapture_core.images import load_photo
-
-    images, names, notes = [], [], []
-    for path in paths:
-        try:
-            image = load_photo(path)
-        except MagiCaptureError as error:
-            notes.append(PhotoNote(file_name=path.name, used=False, text=str(error)))
-            continue
-        images.append(image)
-        names.append(path.name)
-        notes.append(PhotoNote(file_name=path.name, used=True, text=f"{image.shape[2]} x {image.shape[1]}"))
-    return images, names, notes
 
 
 NODES = [LoadPhotos]

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..magicapture_core.types import Face, MagiCaptureError, Portraits, Side
-from .folders import models_folders
+from .folders import models_folders, other_models
 from .sockets import masks_to_core, to_core
 
 
@@ -24,6 +24,13 @@ def face_detector(required: bool = True) -> Any:
             raise
         return None
     return load_face_detector(folder)
+
+
+def face_parser() -> Any:
+    """BiSeNet, where the user has put its weights."""
+    from ..magicapture_core.parsing import load_face_parser
+
+    return load_face_parser([*models_folders(), *other_models("facedetection"), *other_models("facerestore_models")])
 
 
 def to_portraits(

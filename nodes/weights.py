@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ..magicapture_core.types import MagiCaptureError
 
+PREDICTION_TYPES = {"EPS": "epsilon", "V_PREDICTION": "v_prediction"}  # ComfyUI's names -> diffusers'
+
 
 def plain_weights(patcher: Any, prefix: str = "") -> dict[str, Tensor]:
     """The patcher's weights below `prefix`, under names without it. Call inside inference_mode(False)."""
@@ -45,11 +47,13 @@ def plain_backbone(model: Any, clip: Any, vae: Any) -> Any:
     text_encoder = getattr(clip.cond_stage_model, "clip_l", None)
     if text_encoder is None or not hasattr(clip.tokenizer, "clip_l"):
         raise MagiCaptureError("CLIP is not that of an SD1.5 model: load an SD1.5 checkpoint")
+    predicts: str = model.model.model_type.name
     return from_comfy_state(
         unet=plain_weights(model, "diffusion_model."),
         text_encoder=plain_weights(clip.patcher, "clip_l.transformer."),
         vae=plain_weights(vae.patcher),
         tokenizer=plain_tokenizer(clip),
+        prediction_type=PREDICTION_TYPES.get(predicts, predicts),
     )
 
 

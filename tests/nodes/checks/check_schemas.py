@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -61,24 +62,28 @@ def check_execute_takes_every_input(pack):
         assert takes_rest or named == given, node.__name__
 
 
+IMPORT_SCRIPT = """
+import asyncio, importlib.util, os, sys
+tree, file = sys.argv[1:]
+sys.path.insert(0, tree)
+sys.argv = ["main.py", "--cpu"]
+import comfy.options
+comfy.options.enable_args_parsing()
+import comfy_api.latest, nodes
+before = set(sys.modules)
+spec = importlib.util.spec_from_file_location("pack", file, submodule_search_locations=[os.path.dirname(file)])
+pack = sys.modules["pack"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(pack)
+asyncio.run(asyncio.run(pack.comfy_entrypoint()).get_node_list())
+new = {name.split(".")[0] for name in set(sys.modules) - before}
+assert "pack" in new
+heavy = new & {"diffusers", "peft", "accelerate", "spandrel", "skimage", "matplotlib", "facexlib"}
+assert not heavy, heavy
+"""
+
+
 def check_nothing_heavy_is_imported(pack):
     """Importing the pack and asking for its nodes leaves these to the first run of a node."""
-    import subprocess
-
-    script = (
-        "import asyncio, importlib.util, sys\n"
-        f"sys.path.insert(0, {sys.path[0]!r}); sys.argv = ['main.py', '--cpu']\n"
-        "import comfy.options; comfy.options.enable_args_parsing()\n"
-        "import comfy_api.latest, nodes\n"
-        "before = set(sys.modules)\n"
-        f"spec = importlib.util.spec_from_file_location('pack', {pack.__file__!r},"
-        f" submodule_search_locations=[{str(Path(pack.__file__).parent)!r}])\n"
-        "module = importlib.util.module_from_spec(spec); sys.modules['pack'] = module; spec.loader.exec_module(module)\n"
-        "asyncio.run(asyncio.run(module.comfy_entrypoint()).get_node_list())\n"
-        "new = {name.split('.')[0] for name in set(sys.modules) - before}\n"
-        "heavy = new & {'diffusers', 'peft', 'accelerate', 'spandrel', 'skimage', 'matplotlib', 'facexlib'}\n"
-        "assert not heavy, heavy\n"
-        "assert 'pack' in new\n"
-    )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", IMPORT_SCRIPT, sys.path[0], pack.__file__]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]

@@ -60,8 +60,7 @@ def check_bounds_hold(pack):
     def accepted(name, value):
         try:
             settings.chosen_config("custom", defaults | {name: value})
-        except types.MagiCaptureError as error:
-            assert "\n" not in str(error)
+        except types.MagiCaptureError:
             return False
         return True
 
