@@ -82,7 +82,7 @@ class CatFeatures:
 
     def outline(self) -> list[tuple[float, float]]:
         """Points that bound the head and its ears."""
-        wide, tip = self.half_width + self.cheeks + 0.02, (self.ear_spread + 0.18, -0.55 - self.ear)
+        wide, tip = self.half_width + self.cheeks + 0.08, (self.ear_spread + 0.20, -0.60 - self.ear)
         points = [(wide, 0.25), (wide, -0.25), (wide, 0.5), (0.2, 0.83), tip]
         return points + [(-u, v) for u, v in points]
 

@@ -26,6 +26,8 @@ from .parameters import Attributes, Identity, Nuisance
 CROWN = 1.02  # the top of the skull lies at v = -CROWN
 HAIRLINE = -0.80  # no hair leaves more of the face free than this
 SKIN_TONES: tuple[Color, ...] = ((0.99, 0.86, 0.77), (0.92, 0.71, 0.56), (0.72, 0.49, 0.35), (0.44, 0.29, 0.21))
+ROSY: Color = (0.93, 0.48, 0.52)
+GOLDEN: Color = (0.86, 0.68, 0.26)
 EYE_COLORS: tuple[Color, ...] = ((0.27, 0.16, 0.09), (0.50, 0.33, 0.13), (0.33, 0.50, 0.24), (0.27, 0.55, 0.80))
 EYE_WHITE: Color = (0.97, 0.96, 0.95)
 INK: Color = (0.13, 0.08, 0.08)
@@ -66,8 +68,8 @@ class Features:
     @classmethod
     def of(cls, identity: Identity) -> Features:
         i = identity
-        skin = mix(blend(SKIN_TONES, i.skin), (0.95, 0.62, 0.38), 0.14 * i.undertone)
-        skin = mix(skin, (0.95, 0.50, 0.50), 0.10 * (1 - i.undertone))
+        skin = blend(SKIN_TONES, i.skin)
+        skin = mix(skin, mix(ROSY, GOLDEN, i.undertone), 0.22)
         eye_v = lerp(-0.10, 0.04, i.eye_height)
         nose_v = eye_v + lerp(0.36, 0.56, i.nose_length)
         chin = lerp(0.92, 1.16, i.chin)
@@ -94,7 +96,7 @@ class Features:
             mouth_width=lerp(0.17, 0.37, i.mouth_width),
             lip=lerp(0.035, 0.115, i.lip_fullness),
             lip_color=mix(scaled(skin, 0.78), (0.80, 0.20, 0.27), lerp(0.15, 0.95, i.lip_redness)),
-            blush=lerp(0.0, 0.5, i.blush),
+            blush=lerp(0.0, 0.62, i.blush),
             ear=lerp(0.13, 0.22, i.ear_size),
             mole=(
                 lerp(-0.52, 0.52, i.mole_u),
@@ -174,7 +176,7 @@ def paint_head(patch: Patch, f: Features, nuisance: Nuisance) -> Array:
 def paint_cheeks(patch: Patch, f: Features, inside: Array) -> None:
     u = np.abs(patch.u) - (f.eye_u + 0.14)
     cheek = patch.coverage(ellipse(u, patch.v - f.nose_v + 0.03, 0.21, 0.15), soft=0.13)
-    patch.fill(cheek * inside, mix((0.92, 0.38, 0.36), f.shadow, 0.25), 0.10 + f.blush)
+    patch.fill(cheek * inside, mix((0.92, 0.38, 0.36), f.shadow, 0.25), 0.06 + f.blush)
 
 
 def paint_sockets(patch: Patch, f: Features) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from .captions import words_of
-from .parameters import Attributes, CatIdentity, Identity, Look, Nuisance, Setting
+from .parameters import Attributes, CatIdentity, Look, Nuisance, Setting
 from .portrait import Subject
 from .world import CANVASES, Picture, Scene, compose, draw_scene, example, identity, random, render, style
 
@@ -111,4 +111,6 @@ def print_timing(count: int = 200) -> None:
         pictures = [example("pretrain", index, height, width) for index in range(count)]
         seconds = (time.perf_counter() - started) / count
         longest = max(len(words_of(picture.caption)) for picture in pictures)
-        print(f"{height}x{width}: {1000 * seconds:.1f} ms, {1 / seconds:.0f} pictures/s, longest caption {longest} words")
+        print(
+            f"{height}x{width}: {1000 * seconds:.1f} ms, {1 / seconds:.0f} pictures/s, longest caption {longest} words"
+        )
