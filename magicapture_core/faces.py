@@ -195,7 +195,9 @@ def choose_face(faces: Sequence[Face], height: int, width: int, index: int | Non
     """
     if index is not None:
         if index >= len(faces):
-            raise MagiCaptureError(f"face_index {index}: there are {len(faces)} faces, counted from 0 from the left")
+            raise MagiCaptureError(
+                f"there is no face {index}: found {len(faces)}, counted from 0 from the left; change face_index"
+            )
         return index
     centre, reach = torch.tensor([width / 2, height / 2]), math.hypot(width, height) / 2
 
