@@ -84,7 +84,8 @@ def from_comfy_state(
     Plain fp32 tensors on the CPU are taken over, not copied: hand in copies of weights that live on elsewhere.
     prediction_type: what the caller knows about the model. Raises MagiCaptureError for anything but SD1.5.
     """
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     ldm.check_prediction_type(prediction_type)
     unet_config, vae_config, clip_weights = ldm.unet_config(unet), ldm.vae_config(vae), ldm.clip_names(text_encoder)
@@ -113,7 +114,8 @@ def from_checkpoint(path: Path | str, tokenizer_folder: Path | None = None) -> B
         )
     folder = tokenizer_folder or find_model("tokenizer/vocab.json", [models_folder()]).parent
     try:
-        return from_comfy_state(**_read_parts(path), tokenizer=load_tokenizer(folder))
+        parts = _read_parts(path)
+        return from_comfy_state(parts["unet"], parts["text_encoder"], parts["vae"], load_tokenizer(folder))
     except MagiCaptureError as error:
         raise MagiCaptureError(f"{path}: {error}") from error
 
@@ -124,7 +126,8 @@ def from_diffusers(folder: Path | str) -> Backbone:
 
     Raises MagiCaptureError for other models and for a folder that lacks something.
     """
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -153,7 +156,8 @@ def from_diffusers(folder: Path | str) -> Backbone:
 @torch.inference_mode(False)
 def tiny(seed: int = 0) -> Backbone:
     """The embedded default: the same classes as SD1.5 at 64 px, four million random weights of unit gain."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     configs = {part: _read_json(TINY_FOLDER / part / "config.json") for part in CHECKPOINT_PREFIXES}
     vae = _empty(AutoencoderKL, configs["vae"])
@@ -179,7 +183,7 @@ def tiny(seed: int = 0) -> Backbone:
 
 def noise_scheduler() -> Any:
     """SD1.5's schedule: 1000 steps, betas from .00085 to .012 with equal steps of their roots."""
-    from diffusers import DDPMScheduler
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     return DDPMScheduler(
         num_train_timesteps=1000,
@@ -259,7 +263,7 @@ def _fill(module: Any, weights: Mapping[str, Tensor]) -> Any:
         shapes = [tuple(shapes[name]) if name in shapes else "nothing" for shapes in (wanted, given)]
         raise MagiCaptureError(
             f"{type(module).__name__}: {name} should be {shapes[0]} and is {shapes[1]} ({len(faults)} such): the "
-            f"checkpoint is damaged, quantised, or no Stable Diffusion 1.5"
+            "checkpoint is damaged, quantised, or no Stable Diffusion 1.5"
         )
     module.load_state_dict({name: _to_fp32(value) for name, value in weights.items()}, assign=True)
     return module

@@ -92,9 +92,7 @@ def vae_config(state: State) -> dict[str, Any]:
     """AutoencoderKL's configuration. Raises MagiCaptureError for other kinds of VAE."""
     check_weights("VAE", state)
     if "encoder.conv_in.weight" not in state or "quant_conv.weight" not in state:
-        raise MagiCaptureError(
-            "this VAE is not of Stable Diffusion 1.5's kind (AutoencoderKL); load vae-ft-mse or alike"
-        )
+        raise MagiCaptureError("this VAE is not of Stable Diffusion 1.5's kind (AutoencoderKL); load its VAE")
     levels = _count(state, r"encoder\.down\.(\d+)\.")
     latent_channels = state["decoder.conv_in.weight"].shape[1]
     if latent_channels != LATENT_CHANNELS:

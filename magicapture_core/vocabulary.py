@@ -1,6 +1,6 @@
 """The words of the embedded tiny model: byte-pair merges learnt from a list of words.
 
-In: tiny/tokenizer/words.txt. Out: vocab.json and merges.txt beside it, which are committed: trained weights lean on their ids.
+In: tiny/tokenizer/words.txt. Out: vocab.json and merges.txt beside it, committed: trained weights lean on their ids.
 Every word of the list is one token, and any other text is spelt out by bytes, so that nothing is unknown.
 `python -m magicapture_core.vocabulary` writes the two files again.
 """

@@ -1,0 +1,275 @@
+"""What a training leaves behind, as files to share: the LoRA with its learned words inside, and an embedding per word.
+
+`save` and `load` are inverses. One file is complete for us; with the embeddings it is complete for stock tools too.
+Files come from strangers: they are read as data, and each fault is one clear line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import count
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from .files import write_atomic
+from .kohya import TEXT_ENCODER, read_layers
+from .metadata import (
+    Content,
+    check_tokens,
+    check_vectors,
+    modelspec,
+    read_architecture,
+    read_content,
+    training_fields,
+    write_content,
+)
+from .types import MagiCaptureError, Side, Token
+
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
+NAME_LENGTH = 64
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Artifact:
+    """A trained LoRA and its learned words.
+
+    lora: kohya's names -> fp16 on the CPU. config: the TrainConfig as it was, for information. templates: task -> the
+    prompts of the training. rank_split: concept -> its share of the rank; empty while all concepts share it.
+    metadata: whatever else a file said; it is kept when the artifact is saved again.
+    """
+
+    name: str
+    architecture: str
+    tokens: tuple[Token, ...]
+    lora: dict[str, Tensor]
+    config: dict[str, Any] = field(default_factory=dict)
+    templates: dict[str, list[str]] = field(default_factory=dict)
+    rank_split: dict[str, int] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def check_name(name: str) -> str:
+    """The same name. Raises MagiCaptureError when it cannot be a file's name everywhere."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise MagiCaptureError(
+            f"name {name!r}: take 1 to {NAME_LENGTH} letters without accents, digits, - and _, "
+            "the first one a letter or a digit"
+        )
+    return name
+
+
+# -- save --------------------------------------------------------------------------------------------------------------
+
+
+def save(artifact: Artifact, folder: Path, embeddings_folder: Path | None = None) -> tuple[Path, ...]:
+    """NAME.safetensors into `folder`, NAME_subject and NAME_style beside it or into their own folder; in this order.
+
+    Where one of the names is taken all get the same number, NAME_2 and so on; nothing is overwritten. The LoRA is
+    written last. Raises MagiCaptureError for a name or for weights that cannot be shared.
+    """
+    check_name(artifact.name)
+    check_tokens(artifact.tokens)
+    lora = {key: _half(key, value) for key, value in artifact.lora.items()}
+    layers = read_layers(lora)
+    with _free_places(artifact.name, artifact.tokens, folder, embeddings_folder or folder) as (name, paths):
+        named = replace(artifact, name=name)
+        for token, path in zip(artifact.tokens, paths[1:], strict=True):
+            _write_embedding(named, token, path)
+        _write(paths[0], lora, artifact.metadata | _own_metadata(named, layers))
+    return paths
+
+
+def unpack(path: Path, folder: Path) -> tuple[Path, ...]:
+    """The embeddings inside a LoRA file, as files of their own. Nothing is overwritten."""
+    artifact = load(path)
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", artifact.name)[:NAME_LENGTH]
+    with _free_places(name, artifact.tokens, None, folder) as (name, paths):
+        for token, place in zip(artifact.tokens, paths, strict=True):
+            _write_embedding(replace(artifact, name=name), token, place)
+    return paths
+
+
+@contextmanager
+def _free_places(
+    name: str, tokens: Sequence[Token], folder: Path | None, embeddings_folder: Path
+) -> Iterator[tuple[str, tuple[Path, ...]]]:
+    """Yields the name with its number, and paths that are taken for us alone. They are let go when writing fails."""
+    for number in count(1):
+        ending = f"_{number}" if number > 1 else ""
+        numbered = name[: NAME_LENGTH - len(ending)] + ending
+        paths = [embeddings_folder / f"{numbered}_{token.name}{SUFFIX}" for token in tokens]
+        if folder is not None:
+            paths.insert(0, folder / f"{numbered}{SUFFIX}")
+        if _take(paths):
+            break
+    try:
+        yield numbered, tuple(paths)
+    except BaseException:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _take(paths: Sequence[Path]) -> bool:
+    """Make all of the files, empty, or none: two runs that finish at once cannot take the same name."""
+    for done, path in enumerate(paths):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            for taken in paths[:done]:
+                taken.unlink()
+            return False
+    return True
+
+
+def _own_metadata(artifact: Artifact, layers: Mapping[str, Any]) -> dict[str, str]:
+    words = ", ".join(f"embedding:{artifact.name}_{token.name}" for token in artifact.tokens)
+    content = Content(
+        tokens=artifact.tokens, config=artifact.config, templates=artifact.templates, rank_split=artifact.rank_split
+    )
+    return {
+        **write_content(content),
+        **modelspec(artifact.architecture, "lora", artifact.name, artifact.config),
+        "modelspec.usage_hint": f"With the two embedding files, write in the prompt: {words}",
+        **training_fields(
+            artifact.architecture,
+            artifact.name,
+            {len(layer.down) for layer in layers.values()},
+            {layer.alpha for layer in layers.values()},
+        ),
+    }
+
+
+def _write_embedding(artifact: Artifact, token: Token, path: Path) -> None:
+    """One tensor under the placeholder: what ComfyUI, A1111 and diffusers read as a textual inversion."""
+    metadata = modelspec(artifact.architecture, "textual-inversion", path.stem, artifact.config)
+    _write(path, {token.placeholder: token.vectors}, metadata)
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    write_atomic(path, lambda file: save_file(plain, file, metadata=metadata))
+
+
+# -- load --------------------------------------------------------------------------------------------------------------
+
+
+def load(path: Path, embeddings_folders: Sequence[Path] = ()) -> Artifact:
+    """The artifact of a file, named as the file is.
+
+    Where another tool dropped the learned words, the embeddings beside the file or in one of the folders are taken.
+    Raises MagiCaptureError for a newer format, and for a file that is damaged or no LoRA of MagiCapture.
+    """
+    path = Path(path)
+    try:
+        tensors, metadata = _read(path)
+        content = read_content(metadata) or _content_beside(path, embeddings_folders)
+        lora = {key: _half(key, value) for key, value in tensors.items()}
+        layers = read_layers(lora)
+        artifact = Artifact(
+            name=path.stem,
+            architecture=read_architecture(metadata, content.tokens),
+            tokens=content.tokens,
+            lora=lora,
+            config=content.config,
+            templates=content.templates,
+            rank_split=content.rank_split,
+        )
+    except MagiCaptureError as error:
+        raise MagiCaptureError(f"{path.name}: {error}") from error
+    own = _own_metadata(artifact, layers).keys()
+    return replace(artifact, metadata={key: value for key, value in metadata.items() if key not in own})
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """What a file holds, ready for JSON; weights as counts."""
+    artifact = load(path)
+    _, metadata = _read(Path(path))
+    layers = read_layers(artifact.lora)
+    return {
+        "name": artifact.name,
+        "bytes": Path(path).stat().st_size,
+        "architecture": artifact.architecture,
+        "format": metadata.get("magicapture.format", "dropped by another tool"),
+        "library_version": metadata.get("magicapture.library_version", ""),
+        "tokens": [
+            {
+                "name": token.name,
+                "placeholder": token.placeholder,
+                "initializer": token.initializer,
+                "num_vectors": len(token.vectors),
+            }
+            for token in artifact.tokens
+        ],
+        "lora_rank": sorted({len(layer.down) for layer in layers.values()}),
+        "lora_alpha": sorted({layer.alpha for layer in layers.values()}),
+        "layers": _count_kinds(layers),
+        "rank_split": artifact.rank_split,
+        "config": artifact.config,
+        "templates": artifact.templates,
+    }
+
+
+def _count_kinds(names: Mapping[str, Any]) -> dict[str, int]:
+    """Layer names -> how many are cross-attention, self-attention, feed-forward, of the text encoder."""
+    marks = {"text encoder": f"{TEXT_ENCODER}_", "cross-attention": "_attn2_", "self-attention": "_attn1_"}
+    marks |= {"feed-forward": "_ff_", "other": ""}
+    kinds = [next(kind for kind, mark in marks.items() if mark in name) for name in names]
+    return {kind: kinds.count(kind) for kind in marks if kind in kinds}
+
+
+def _content_beside(path: Path, folders: Sequence[Path]) -> Content:
+    """The learned words of a file that has lost them, out of the embedding files of the same name."""
+    names = {side: f"{path.stem}_{side}{SUFFIX}" for side in get_args(Side)}
+    places = {
+        side: [place for place in (path.parent, *folders) if (place / name).is_file()] for side, name in names.items()
+    }
+    missing = [names[side] for side, found in places.items() if not found]
+    if missing:
+        raise MagiCaptureError(
+            "no LoRA made by MagiCapture, or another tool dropped its learned words: then put "
+            f"{' and '.join(missing)} beside it or into the embeddings folder"
+        )
+    tokens = [read_embedding(found[0] / names[side], side) for side, found in places.items()]
+    return Content(tokens=check_tokens(tokens), config={}, templates={}, rank_split={})
+
+
+def read_embedding(path: Path, name: Side) -> Token:
+    """An embedding file of one word. Raises MagiCaptureError when it holds anything else."""
+    tensors, _ = _read(path)
+    if len(tensors) != 1:
+        raise MagiCaptureError(f"{path.name} holds {len(tensors)} tensors, an embedding has one")
+    ((placeholder, vectors),) = tensors.items()
+    check_vectors(vectors)
+    return Token(name=name, placeholder=placeholder, initializer="", vectors=vectors.float())
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise MagiCaptureError(f"{path}: no such file")
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return tensors, dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise MagiCaptureError(f"not a whole safetensors file ({error}): get it again") from error
+
+
+def _half(key: str, value: Tensor) -> Tensor:
+    """Contiguous fp16; other tools may have kept another precision, and a shape of [1] for a 0-dim alpha."""
+    half = value.to(torch.float16).contiguous()
+    if not half.isfinite().all():
+        raise MagiCaptureError(f"{key} holds numbers that are not finite in fp16: the training went wrong")
+    return half.reshape(()) if key.endswith(".alpha") and half.numel() == 1 else half
