@@ -1,11 +1,11 @@
-"""Paints what is worn on a head: hats, caps, glasses and earrings, in the head's units (face.py)."""
+"""Paints what is worn on a head: hats, caps, glasses and earrings, in the head's units (features.py)."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from .draw import Color, Patch, box, circle, ellipse, intersection, mix, scaled, smoothstep, union
-from .face import Features
+from .features import Features
 from .parameters import CLOTHES_COLORS, Look
 
 GOLD: Color = (0.95, 0.78, 0.30)

@@ -24,7 +24,7 @@ from .draw import (
     smoothstep,
     union,
 )
-from .face import blend
+from .features import blend
 from .parameters import CLOTHES_COLORS, CatIdentity, Look, Nuisance
 
 CAT_BOX = (-1.35, -1.5, 1.35, 1.1)

@@ -1,4 +1,4 @@
-"""Paints neck, shoulders and what is worn on them. Local units as in face.py, upright: the chin near v = 1."""
+"""Paints neck, shoulders and what is worn on them. Local units as in features.py, upright: the chin near v = 1."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .draw import (
     smoothstep,
     union,
 )
-from .face import Features
+from .features import Features
 from .parameters import CLOTHES_COLORS, Look, Nuisance
 
 BODY_BOX = (-2.2, 0.4, 2.2, 7.0)

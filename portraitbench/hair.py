@@ -1,11 +1,11 @@
-"""Paints hair and beards, in the head's units (face.py)."""
+"""Paints hair and beards, in the head's units (features.py)."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from .draw import Array, Color, Patch, circle, ellipse, intersection, mix, scaled, smooth_union, smoothstep, union
-from .face import Features, head_distance
+from .features import Features, head_distance
 from .parameters import HAIR_COLORS, Look
 
 HAIR_BOX = (-1.6, -1.9, 1.6, 2.5)

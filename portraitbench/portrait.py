@@ -11,7 +11,8 @@ from . import cat
 from .accessories import paint_cap, paint_earrings, paint_glasses, paint_hat
 from .clothes import BODY_BOX, paint_clothes, paint_neck
 from .draw import Array, Canvas, Frame
-from .face import HEAD_BOX, Features, paint_face
+from .face import HEAD_BOX, paint_face
+from .features import Features
 from .hair import HAIR_BOX, paint_back_hair, paint_beard, paint_front_hair
 from .parameters import CLOTHES_COLORS, AnyIdentity, Attributes, CatIdentity, Identity, Look, Nuisance
 

@@ -145,7 +145,7 @@ def example(split: Split, index: int, height: int = 64, width: int = 64) -> Pict
 
 
 def draw_scene(rng: np.random.Generator, height: int, width: int) -> Scene:
-    """One subject in two of three pictures where there is room for more; one subject in twelve is a cat."""
+    """Anyone anywhere: one to three subjects as the canvas has room, each a cat once in twelve, in one light."""
     room = min(3, width // PLACE_WIDTH)
     count = pick(rng, (1, 2, 3)[:room], ((1.0,), (0.75, 0.25), (0.55, 0.30, 0.15))[room - 1])
     setting = Setting.draw(rng)

@@ -12,7 +12,7 @@ from magicapture_core.prompts import TEMPLATES
 from portraitbench import world
 from portraitbench.captions import MAX_WORDS, describe, vocabulary, words_of
 from portraitbench.draw import Canvas
-from portraitbench.face import Features
+from portraitbench.features import Features
 from portraitbench.parameters import Attributes, CatIdentity, Identity, Kind, Nuisance
 from portraitbench.portrait import Subject, paint_subject
 from portraitbench.world import CANVASES, FACE_SIZES, Picture, Scene, compose, identity, render, style
