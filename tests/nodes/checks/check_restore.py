@@ -1,0 +1,158 @@
+"""LoadFaceRestorer and RestoreAndUpscale with small real networks, through ComfyUI's own loaders."""
+
+import contextlib
+import importlib
+from pathlib import Path
+
+import torch
+
+SIZES = {"n_embed": 16, "embed_dim": 32, "ch": 32, "out_ch": 3, "ch_mult": (1,) * 6, "num_res_blocks": 1}
+REST = {"attn_resolutions": (16,), "dropout": 0.0, "in_channels": 3, "resolution": 512, "z_channels": 32}
+
+
+@contextlib.contextmanager
+def refused(message):
+    """The trees' Pythons have no pytest."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ != "MagiCaptureError" or not str(error).startswith(message) or "\n" in str(error):
+            raise
+    else:
+        raise AssertionError(f"nothing was raised, expected: {message}")
+
+
+def part(pack, name):
+    return importlib.import_module(f"{pack.__name__}.{name}")
+
+
+def nodes(pack):
+    part(pack, "nodes.folders").register_models()  # as the entry point does
+    return part(pack, "nodes.restore")
+
+
+def samples(pack):
+    """Two sample pictures as IMAGE [2,H,W,3]."""
+    images = part(pack, "magicapture_core.images")
+    folder = Path(pack.__file__).parent / "magicapture_core" / "tiny" / "samples"
+    photos = [images.load_photo(folder / f"person_{number}.jpg") for number in (1, 2)]
+    return torch.stack(photos).movedim(1, -1)
+
+
+def save_restorer(name="RestoreFormer.pth"):
+    import folder_paths
+    from spandrel.architectures.RestoreFormer import RestoreFormer
+
+    torch.manual_seed(0)
+    model = RestoreFormer(**SIZES, **REST, double_z=False, enable_mid=True, head_size=8)
+    folder = Path(folder_paths.models_dir, "facerestore_models")
+    folder.mkdir(exist_ok=True)
+    torch.save({"params_ema": model.state_dict()}, folder / name)
+    return name
+
+
+def load_upscaler(name="compact.pth"):
+    """By ComfyUI's own node."""
+    import folder_paths
+    from comfy_extras.nodes_upscale_model import UpscaleModelLoader
+    from spandrel.architectures.Compact import Compact
+
+    torch.manual_seed(0)
+    folder = Path(folder_paths.models_dir, "upscale_models")
+    folder.mkdir(exist_ok=True)
+    torch.save(Compact(num_feat=8, num_conv=1, upscale=4).state_dict(), folder / name)
+    return UpscaleModelLoader.execute(name)[0]
+
+
+def restore(pack, images, upscale_by=2.0, fidelity=0.5, **sockets):
+    finished, report = nodes(pack).RestoreAndUpscale.execute(images, upscale_by, fidelity, **sockets).args
+    return finished, report.split("\n")
+
+
+def check_a_file_in_the_folder_is_listed_and_loads(pack):
+    name = save_restorer("listed.pth")
+    loader = nodes(pack).LoadFaceRestorer
+    assert name in loader.define_schema().inputs[0].options
+    restorer = loader.execute(name)[0]
+    assert restorer.architecture == "RestoreFormer"
+
+
+def check_everything_connected(pack):
+    images = samples(pack)
+    restorer = nodes(pack).LoadFaceRestorer.execute(save_restorer())[0]
+    upscaler = load_upscaler()
+    plain, _ = restore(pack, images, upscale_model=upscaler)
+    finished, report = restore(pack, images, upscale_model=upscaler, face_restorer=restorer)
+    batch, height, width, _ = images.shape
+    assert finished.shape == (batch, height * 2, width * 2, 3)
+    assert finished.min() >= 0
+    assert finished.max() <= 1
+    assert report[0] == (
+        "face restorer: RestoreFormer (fidelity has no effect on it); upscaler: RealESRGAN Compact x4"
+    ), report
+    assert all(line.startswith(f"picture {number}: 1 face restored (") for number, line in enumerate(report[1:], 1))
+    changed = (finished != plain).any(-1)
+    assert all(0.02 < share < 0.6 for share in changed.float().mean((1, 2)).tolist())
+
+
+def check_nothing_connected_only_enlarges(pack):
+    images = samples(pack)
+    finished, report = restore(pack, images, upscale_by=1.5)
+    assert finished.shape[1:3] == (images.shape[1] * 3 // 2, images.shape[2] * 3 // 2)
+    assert report[0] == "face restorer: none; upscaler: bicubic"
+    assert report[1:] == [f"picture {n}: faces left alone, there is no face restorer" for n in (1, 2)]
+    same, _ = restore(pack, images, upscale_by=1.0)
+    assert torch.equal(same, images)
+
+
+def check_a_picture_without_a_face_passes_through(pack):
+    restorer = nodes(pack).LoadFaceRestorer.execute(save_restorer())[0]
+    sky = torch.linspace(0, 1, 150).reshape(1, 1, 150, 1).expand(1, 131, 150, 3)
+    finished, report = restore(pack, sky, upscale_by=1.0, face_restorer=restorer)
+    assert torch.equal(finished, sky)
+    assert report[1:] == ["picture 1: no face found, nothing restored"]
+
+
+def check_the_mask_says_where(pack):
+    images = samples(pack)
+    _, height, width, _ = images.shape
+    restorer = nodes(pack).LoadFaceRestorer.execute(save_restorer())[0]
+    black = torch.zeros(1, 64, 64)  # what LoadImage gives
+    finished, report = restore(pack, images[:1], upscale_by=1.0, face_restorer=restorer, mask=black)
+    assert "1 face restored" in report[1]
+    changed = (finished != images[:1]).any(-1)
+    left = torch.zeros(1, height, width)
+    left[:, :, : width // 2] = 1
+    half, _ = restore(pack, images[:1], upscale_by=1.0, face_restorer=restorer, mask=left)
+    assert torch.equal((half != images[:1]).any(-1), changed & left.bool())
+    corner = torch.zeros(2, height, width)
+    corner[:, :4, :4] = 1
+    same, report = restore(pack, images, upscale_by=1.0, face_restorer=restorer, mask=corner)
+    assert torch.equal(same, images)
+    assert all("0 faces restored, 1 face outside of the mask left alone" in line for line in report[1:])
+
+
+def check_mistakes_get_one_line(pack):
+    node, images = nodes(pack), samples(pack)
+    restorer = node.LoadFaceRestorer.execute(save_restorer())[0]
+    with refused("mask: 3 masks for 2 images"):
+        restore(pack, images, mask=torch.ones(3, 8, 8))
+    with refused("upscale model: RestoreFormer restores faces"):
+        restore(pack, images, upscale_model=restorer.descriptor)
+    with refused("model_name: no face restorer found"):
+        node.LoadFaceRestorer.execute(node.NO_FILE)
+
+
+def check_cancel_stops_between_tiles(pack):
+    from comfy import model_management
+
+    upscaler = load_upscaler()
+    model_management.interrupt_current_processing(True)
+    try:
+        restore(pack, samples(pack), upscale_model=upscaler)
+    except model_management.InterruptProcessingException:
+        pass
+    else:
+        raise AssertionError("it went on after Cancel")
+    finally:
+        model_management.interrupt_current_processing(False)
