@@ -54,7 +54,7 @@ class FaceMask(io.ComfyNode):
                     step=64,
                     tooltip="Side of the square pictures in pixels. Take the training's resolution; SD1.5 likes 512.",
                 ),
-                *settings_sockets(MaskOptions(), OPTIONS),
+                *settings_sockets(MaskOptions.model_validate({}), OPTIONS),
                 io.Mask.Input(
                     "masks",
                     optional=True,
@@ -90,7 +90,8 @@ class FaceMask(io.ComfyNode):
         from ..magicapture_core.masks import MaskOptions, overlay, prepare_portraits, require_portraits
 
         photos = name_photos(split(images), file_names or [])
-        options = MaskOptions(**settings_values(MaskOptions(), {name: value[0] for name, value in widgets.items()}))
+        values = settings_values(MaskOptions.model_validate({}), {name: value[0] for name, value in widgets.items()})
+        options = MaskOptions.model_validate(values)
         own_masks = match_masks(masks, len(photos))
         detector = face_detector(required=own_masks is None or not all(mask.any() for mask in own_masks))
         parser = face_parser() if options.shape == "parsed" else None

@@ -9,6 +9,7 @@ imports it), `checkpoint` (path), `loaded` (MODEL, CLIP, VAE of the checkpoint, 
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import inspect
 import json
@@ -60,7 +61,7 @@ def run(checkpoint: Path, folder: Path, only: str = "check_*") -> dict[str, str]
 
     results = {}
     pack = load_module(str(PACK), PACK / "__init__.py", PACK)
-    load_module(f"{PACK}.nodes", PACK / "nodes" / "__init__.py", PACK / "nodes")
+    asyncio.run(asyncio.run(pack.comfy_entrypoint()).get_node_list())
     for path in sorted((HERE / "checks").glob(f"{only}.py")):
         checks = inspect.getmembers(load_module(path.stem, path), inspect.isfunction)
         for name, check in checks:

@@ -1,0 +1,176 @@
+"""LoadPhotos on real files in ComfyUI's input folder, and FaceMask on what it gives."""
+
+import contextlib
+import os
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+def module(pack, name):
+    return import_module(f"{pack.__name__}.{name}")
+
+
+@contextlib.contextmanager
+def refused(*parts):
+    """A MagiCaptureError whose message holds every part. The trees' Pythons have no pytest."""
+    message = ""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ != "MagiCaptureError":
+            raise
+        message = str(error)
+    assert message, "nothing was refused"
+    assert all(part in message for part in parts), message
+
+
+def input_folder(name):
+    import folder_paths
+
+    folder = Path(folder_paths.get_input_directory()) / name
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def run_face_mask(pack, images, resolution=64, masks=None, file_names=None, **options):
+    masks_module, core = module(pack, "nodes.masks"), module(pack, "magicapture_core.masks")
+    widgets = core.MaskOptions().model_dump() | options
+    widgets = {name: [value] for name, value in widgets.items()} | {"resolution": [resolution]}
+    return masks_module.FaceMask.execute(images=images, masks=masks, file_names=file_names, **widgets).args
+
+
+def check_samples_give_portraits(pack):
+    """A fresh install: the pack's pictures come through Load Photos and Face Mask, all of them, on both sides."""
+    photos = module(pack, "nodes.photos")
+    for folder in photos.SAMPLES:
+        images, names, report = photos.LoadPhotos.execute(folder).args
+        assert len(images) == len(names) == 4
+        assert all(image.shape[0] == 1 and image.shape[-1] == 3 for image in images)
+        squares, masks, faces, overlay, report = run_face_mask(pack, images, 128, file_names=names)
+        assert squares.shape == overlay.shape == (4, 128, 128, 3)
+        assert masks.shape == (4, 128, 128)
+        assert [face.file_name for face in faces] == names
+        assert all(name in report for name in names)
+        assert not torch.equal(squares, overlay)
+        share = masks.mean((1, 2))
+        assert ((share > 0.03) & (share < 0.5)).all(), share
+
+
+def check_odd_files_are_named(pack):
+    """Turned by EXIF, grey, transparent, 16-bit are loaded upright as RGB; a broken file is named, the rest goes on."""
+    photos, folder = module(pack, "nodes.photos"), input_folder("odd")
+    wide = Image.fromarray(np.tile(np.arange(60, dtype=np.uint8)[None, :, None] * 4, (40, 1, 3)))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    wide.save(folder / "turned.jpg", exif=exif)
+    wide.convert("L").save(folder / "grey.png")
+    wide.convert("RGBA").save(folder / "clear.png")
+    Image.fromarray(np.full((40, 60), 65535, np.uint16)).save(folder / "deep.png")
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "notes.txt").write_text("not a photo")
+    images, names, report = photos.LoadPhotos.execute("odd").args
+    shapes = dict(zip(names, (tuple(image.shape[1:]) for image in images), strict=True))
+    assert shapes == {
+        "clear.png": (40, 60, 3),
+        "deep.png": (40, 60, 3),
+        "grey.png": (40, 60, 3),
+        "turned.jpg": (60, 40, 3),
+    }
+    assert images[names.index("deep.png")].min() > 0.99
+    assert "- broken.jpg" in report
+    assert "notes.txt" not in report
+
+
+def check_folder_is_looked_at_again(pack):
+    """The fingerprint changes with a new, an edited and a removed file, and with nothing else."""
+    photos, folder = module(pack, "nodes.photos"), input_folder("changing")
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    seen = [photos.LoadPhotos.fingerprint_inputs("changing")]
+    Image.new("RGB", (9, 9), "red").save(folder / "b.png")
+    seen.append(photos.LoadPhotos.fingerprint_inputs("changing"))
+    Image.new("RGB", (30, 30), "blue").save(folder / "b.png")
+    seen.append(photos.LoadPhotos.fingerprint_inputs("changing"))
+    assert seen[0] != seen[1] != seen[2]
+    assert photos.LoadPhotos.fingerprint_inputs("changing") == seen[2]
+    (folder / "b.png").unlink()
+    assert photos.LoadPhotos.fingerprint_inputs("changing") == seen[0]
+
+
+def check_only_folders_of_the_list(pack):
+    """Names that leave the input folder, or that are not there, are refused in words."""
+    photos = module(pack, "nodes.photos")
+    with refused("outside"):
+        photos.LoadPhotos.execute("../output")
+    with refused("nowhere"):
+        photos.LoadPhotos.execute("nowhere")
+
+
+def check_own_masks_need_no_networks(pack, tmp_path):
+    """With a mask for every photo the face networks are not asked for, and the face lies where the mask is."""
+    import folder_paths
+
+    images = [torch.rand(1, 90, 120, 3)]
+    mask = torch.zeros(1, 90, 120)
+    mask[:, 20:60, 50:80] = 1
+    known = folder_paths.folder_names_and_paths.pop("magicapture")
+    folder_paths.add_model_folder_path("magicapture", str(tmp_path))
+    default, os.environ["MAGICAPTURE_MODELS"] = os.environ["MAGICAPTURE_MODELS"], str(tmp_path)
+    try:
+        assert module(pack, "nodes.portraits").face_detector(required=False) is None
+        squares, masks, faces, _, report = run_face_mask(pack, images, 64, masks=[mask])
+        with refused("models get faces"):
+            run_face_mask(pack, images)
+        with refused("models get faces"):
+            run_face_mask(pack, images, masks=[torch.zeros(1, 90, 120)])
+    finally:
+        os.environ["MAGICAPTURE_MODELS"] = default
+        folder_paths.folder_names_and_paths["magicapture"] = known
+    assert squares.shape == (1, 64, 64, 3)
+    assert 0.1 < masks.mean() < 0.6
+    assert masks[0, 32, 32] == 1
+    assert "photo 1" in report
+    assert len(faces) == 1
+
+
+def check_counts_must_fit(pack):
+    """Masks and names that do not belong to the images are refused with both numbers."""
+    images = [torch.rand(2, 64, 64, 3)]
+    with refused("1 masks for 2 images"):
+        run_face_mask(pack, images, masks=[torch.ones(1, 64, 64)])
+    with refused("1 names for 2 images"):
+        run_face_mask(pack, images, file_names=["a.png"])
+
+
+def check_photos_without_a_face(pack):
+    """Noise beside a sample: the sample is used, the noise is named; noise alone is refused by name."""
+    photos = module(pack, "nodes.photos")
+    images, names, _ = photos.LoadPhotos.execute("sample: person").args
+    noise = torch.rand(1, 200, 200, 3, generator=torch.Generator().manual_seed(0))
+    squares, *_, report = run_face_mask(pack, [images[0], noise], file_names=[names[0], "noise.png"])
+    assert len(squares) == 1
+    assert "- noise.png: no face" in report
+    with refused("noise.png", "no face"):
+        run_face_mask(pack, [noise], file_names=["noise.png"])
+
+
+def check_sides_must_belong_together(pack):
+    """What the training is given: square, masks of the same size and number, faces of the same number; else refused."""
+    portraits = module(pack, "nodes.portraits")
+    images, masks = torch.rand(2, 64, 64, 3), torch.ones(2, 64, 64)
+    side, notes = portraits.to_portraits("subject", images, masks, None, 128)
+    assert side.images.shape == (2, 3, 128, 128)
+    assert side.masks.shape == (2, 1, 128, 128)
+    assert "scaled from 64" in notes[0]
+    assert "FACES not connected" in notes[1]
+    for bad in (
+        (torch.rand(2, 64, 96, 3), torch.ones(2, 64, 96), None),
+        (images, masks[:1], None),
+        (images, torch.ones(2, 32, 32), None),
+        (images, masks, []),
+    ):
+        with refused("subject_", "Face Mask"):
+            portraits.to_portraits("subject", *bad, 64)
