@@ -53,10 +53,10 @@ class FaceNet(nn.Module):
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             graph = json.loads(archive["meta"].tobytes())
             arrays = {name: archive[name] for name in archive.files if name != "meta"}
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise MagiCaptureError(
             f"{path} is broken ({error}); delete it and run: python -m magicapture_core models get faces"
         ) from error

@@ -218,12 +218,13 @@ def draw_curves(series: Mapping[str, Sequence[float]], size: tuple[int, int] = (
     high = high if high > low else low + 1.0
     num_steps = max((len(values) for values in series.values()), default=0)
     _draw_grid(draw, box, (low, high), num_steps, font)
-    legend_left = float(box[0])
-    for place, (name, values) in enumerate(series.items()):
-        colour = CURVE_COLOURS[place % len(CURVE_COLOURS)]
+    curves = [(name, values, CURVE_COLOURS[n % len(CURVE_COLOURS)]) for n, (name, values) in enumerate(series.items())]
+    for _, values, colour in curves:  # all pale ones first, so that none hides a bold one
         pale = tuple((channel + 3 * 255) // 4 for channel in colour)
-        for line, fill, width in ((values, pale, scale), (running_mean(values), colour, 2 * scale)):
-            draw.line(_curve_points(line, box, (low, high), num_steps), fill, width)
+        draw.line(_curve_points(values, box, (low, high), num_steps), pale, scale)
+    legend_left = float(box[0])
+    for name, values, colour in curves:
+        draw.line(_curve_points(running_mean(values), box, (low, high), num_steps), colour, 2 * scale)
         draw.text((legend_left, 6 * scale), name, colour, font)
         legend_left += draw.textlength(name + "   ", font)
     return from_pil(canvas.resize(size, Image.Resampling.LANCZOS))

@@ -41,6 +41,8 @@ OPERATORS = {
 STORAGE = ("DEQUANTIZE", "DENSIFY")  # how a weight is stored; nothing is left to compute
 TORCH_LAYOUT = {"CONV_2D": (0, 3, 1, 2), "DEPTHWISE_CONV_2D": (3, 0, 1, 2)}  # to [out, in / groups, height, width]
 
+EMPTY_TABLE = struct.pack("<HHi", 4, 4, 4)  # every field absent; the table is at 4
+
 # Option -> (field number in the schema, struct format, default).
 STRIDES = {"padding": (0, "b", 0), "stride_w": (1, "i", 0), "stride_h": (2, "i", 0)}
 OPTIONS: dict[str, dict[str, tuple[int, str, int]]] = {
@@ -219,10 +221,8 @@ class _Converter:
         return [name, names, [f"t{index}" for index in outputs], options]
 
     def _options(self, name: str, operator: Table) -> dict[str, Any]:
-        table = operator.table(4)
+        table = operator.table(4) or Table(EMPTY_TABLE, 4)
         fields = OPTIONS.get(name, {}).items()
-        if table is None:
-            return {key: default for key, (_, _, default) in fields}
         options = {key: table.scalar(number, form, default) for key, (number, form, default) in fields}
         if options.pop("half_pixel_centers", 1) != 1:
             raise MagiCaptureError(f"{self.name}: {name} without half_pixel_centers is not known here")
@@ -231,10 +231,9 @@ class _Converter:
     def _target_shape(self, operator: Table, inputs: list[int]) -> list[int]:
         """Of a RESHAPE: its second input where there is one, else its option."""
         shape = self._constant(inputs[0]) if inputs else None
-        options = operator.table(4)
-        if shape is None and options is not None:
-            shape = options.vector(0, np.int32)
-        return [] if shape is None else shape.tolist()
+        if shape is None:
+            shape = (operator.table(4) or Table(EMPTY_TABLE, 4)).vector(0, np.int32)
+        return shape.tolist()
 
     def _input(self, index: int, weight_of: str) -> str:
         """The name by which an input is known; weights are collected, those of a convolution in torch's layout."""
