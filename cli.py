@@ -8,5 +8,5 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    sys.path.insert(0, str(Path(__file__).absolute().parent))
     runpy.run_module("magicapture_core", run_name="__main__", alter_sys=True)

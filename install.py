@@ -13,7 +13,7 @@ import tempfile
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
-PACK = Path(__file__).resolve().parent
+PACK = Path(__file__).absolute().parent  # a linked pack still stands in custom_nodes
 REQUIREMENTS = ("diffusers>=0.35.2", "peft>=0.17")
 KEPT = {
     "huggingface-hub",
