@@ -51,10 +51,14 @@ def list_photos(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise MagiCaptureError(f"{folder} is not a folder")
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES and path.name[0] != "."]
+    paths = [path for path in folder.iterdir() if _is_photo(path)]
     if not paths:
         raise MagiCaptureError(f"{folder} holds no photos (JPEG, PNG, WebP, ...)")
     return sorted(paths, key=lambda path: (path.name.lower(), path.name))
+
+
+def _is_photo(path: Path) -> bool:
+    return path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def load_photo(path: Path) -> Tensor:
