@@ -18,8 +18,8 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from magicapture_core.backbone import Backbone, tiny
 
+from magicapture_core.backbone import Backbone, tiny
 from magicapture_core.config import TrainConfig, parse_config
 from magicapture_core.dataset import Dataset, EncodedPortraits
 from magicapture_core.recipe import resolve_dtype

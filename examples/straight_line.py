@@ -5,13 +5,12 @@ With an SD1.5 checkpoint: `backbone = from_checkpoint(Path("sd15.safetensors"))`
 
 from pathlib import Path
 
-from magicapture_core.masks import MaskOptions, prepare_portraits, require_portraits
-
 from magicapture_core import artifact
 from magicapture_core.backbone import tiny
 from magicapture_core.config import TrainConfig
 from magicapture_core.faces import load_face_detector
 from magicapture_core.images import list_photos, load_photos, save_image
+from magicapture_core.masks import MaskOptions, prepare_portraits, require_portraits
 from magicapture_core.recipe import personalize
 from magicapture_core.sampler import generate
 from magicapture_core.types import Portraits, Side

@@ -60,9 +60,10 @@ class Backbone:
         return self.text_encoder.config.hidden_size
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> None:
-        """Move all modules."""
+        """Move all modules. The VAE stays in fp32: it is run once a photo, and in fp16 it overflows."""
         for module in self._modules():
-            module.to(device=device, dtype=dtype)
+            # Not diffusers' own `to`, which warns of modules to keep in fp32 and names none.
+            nn.Module.to(module, device=device, dtype=torch.float32 if module is self.vae else dtype)
 
     def _modules(self) -> tuple[nn.Module, nn.Module, nn.Module]:
         return self.vae, self.unet, self.text_encoder

@@ -33,6 +33,7 @@ SAMPLES = Path(__file__).parent / "tiny" / "samples"
 NAME = "demo"
 SEED = 7
 NUM_STEPS = 20
+LOOK = 256  # side of the pictures that are only looked at
 UNTRAINED = (
     "The embedded model is not trained yet: its weights are random, so its pictures are patterns. Every stage is the "
     "real one; with --checkpoint the same line trains on your SD1.5 model."
@@ -80,7 +81,7 @@ def run(output: Path, progress: Progress) -> dict[str, Any]:
         )
     before, after, attention = compose(backbone, artifacts.load(result.files[0]), progress)
     sheets = {
-        "masks": contact_sheet(list(enlarge(torch.cat([overlay(subject), overlay(style)]))), 4),
+        "masks": contact_sheet([*overlay(read_samples("person", LOOK)), *overlay(read_samples("style", LOOK))], 4),
         "losses": draw_curves({name: [row[i] for row in result.history] for i, name in enumerate(recipe.TERMS)}),
         "composed": contact_sheet(list(enlarge(torch.cat([before, after]))), 4, ["before"] * 4 + ["after"] * 4),
         "attention": attention,
@@ -115,7 +116,8 @@ def restored() -> Tensor:
     photo = load_photo(SAMPLES / "person_1.jpg")
     poor = resize(resize(photo[None], (photo.shape[1] // 6, photo.shape[2] // 6)), (384, 320))[0]
     faces = load_face_detector().detect(poor)
-    return contact_sheet([poor, restore_and_upscale(poor, faces, sharpen, factor=2.0)], 2, ["before", "after"])
+    before = resize(poor[None], (768, 640))[0]
+    return contact_sheet([before, restore_and_upscale(poor, faces, sharpen, factor=2.0)], 2, ["before", "after"])
 
 
 def sharpen(faces: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from magicapture_core.backbone import tiny
 
 from magicapture_core import lora
 from magicapture_core.attention import capture, token_probs
+from magicapture_core.backbone import tiny
 from magicapture_core.config import LoraConfig
 from magicapture_core.losses import attention_refocusing
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from magicapture_core.backbone import tiny
 
 from magicapture_core import lora
+from magicapture_core.backbone import tiny
 from magicapture_core.config import LoraConfig
 from magicapture_core.types import LoraLayer, MagiCaptureError
 from tests.small import same, weights

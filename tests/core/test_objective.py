@@ -4,10 +4,10 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from magicapture_core.backbone import tiny
 
 from magicapture_core import losses
 from magicapture_core.attention import capture
+from magicapture_core.backbone import tiny
 from magicapture_core.dataset import draw, encode, step_items
 from magicapture_core.trainer import open_run
 from tests.small import portraits, small_config

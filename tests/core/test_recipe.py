@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from magicapture_core.backbone import tiny
 from safetensors.torch import load_file
 
 from magicapture_core import artifact, recipe
+from magicapture_core.backbone import tiny
 from magicapture_core.types import MagiCaptureError, Portraits
 from tests.small import portraits, same, small_config
 
@@ -57,7 +57,7 @@ def test_a_stopped_run_resumes_to_the_same_file(tmp_path, stop_after):
     assert not list((tmp_path / "stopped").glob("*.safetensors"))
     resumed, steps = personalize(tmp_path / "stopped")
     assert steps == list(range(stop_after + 1, 7))
-    assert resumed.history == pytest.approx(whole.history)
+    assert resumed.history == whole.history
     for left, right in zip(whole.files, resumed.files, strict=True):
         assert same(load_file(left), load_file(right))
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from magicapture_core.backbone import tiny
 
+from magicapture_core.backbone import tiny
 from magicapture_core.config import TokenConfig
 from magicapture_core.tokens import Vocabulary, initial_token, injected
 from magicapture_core.types import MagiCaptureError, Token

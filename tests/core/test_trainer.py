@@ -5,9 +5,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from magicapture_core.backbone import tiny
 
-from magicapture_core.dataset import encode
+from magicapture_core.backbone import tiny
+from magicapture_core.dataset import draw, encode, step_items
 from magicapture_core.trainer import open_run, train
 from magicapture_core.types import MagiCaptureError
 from tests.small import portraits, same, small_config, weights
@@ -103,8 +103,6 @@ def test_the_split_into_passes_does_not_change_the_result(backbone, dataset):
 
 def test_accumulating_is_averaging_gradients(backbone, dataset):
     """The gradient of two groups in one step is the mean of the gradients of the groups."""
-    from magicapture_core.dataset import draw, step_items
-
     config = small_config(accumulate=2)
     items = step_items(config, "tuning", 0)
 
@@ -142,33 +140,31 @@ def test_no_refocusing_in_phase_one(backbone, dataset):
     assert all(value > 0 for value in attention[3:])
 
 
-def test_thirty_steps_lower_the_loss(backbone, dataset):
-    """The same items before and after: the mean reconstruction of twelve fixed steps."""
+def test_twenty_steps_lower_the_loss(backbone, dataset):
+    """Of the same fixed items, without the LoRA's first step and after its last."""
     config = small_config(
-        inversion={"num_steps": 0}, tuning={"num_steps": 30, "lora_learning_rate": 5e-3}, lora={"lora_rank": 16}
+        inversion={"num_steps": 0}, tuning={"num_steps": 20, "lora_learning_rate": 5e-3}, lora={"lora_rank": 16}
     )
-    from magicapture_core.dataset import draw, step_items
-
-    items = [item for step in range(1000, 1012) for item in step_items(config, "tuning", step)]
+    items = [item for step in range(1000, 1004) for item in step_items(config, "tuning", step)]
 
     def loss(run):
         with torch.no_grad(), run.objective.terms(draw(dataset, config, items), refocus=False) as (reconstruction, _):
             return float(reconstruction.mean())
 
-    losses = [loss(step.run) for step in train(backbone, dataset, config)]
-    assert losses[-1] < losses[0]
+    losses = [loss(step.run) for step in train(backbone, dataset, config) if step.step in (1, 20)]
+    assert losses[1] < losses[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_bases_train_fp32_parameters(dataset, dtype):
     backbone = tiny()
-    backbone.to(torch.device("cpu"), dtype)
-    states = run_states(backbone, dataset, small_config(gradient_checkpointing=True))
+    backbone.to("cpu", dtype)
+    config = small_config(gradient_checkpointing=True, inversion={"num_steps": 1}, tuning={"num_steps": 2})
+    states = run_states(backbone, dataset, config)
     assert all(value.isfinite().all() for value in states[-1].values())
     assert {v.dtype for key, v in states[-1].items() if key.startswith("parameter.")} == {torch.float32}
     assert not same(states[-1], states[-2])
-    resumed = run_states(backbone, dataset, small_config(gradient_checkpointing=True), resume=states[3])
-    assert same(resumed[-1], states[-1])
+    assert same(run_states(backbone, dataset, config, resume=states[1])[-1], states[-1])
 
 
 def test_a_loss_that_is_not_a_number_stops_with_the_step(backbone, dataset):
