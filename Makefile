@@ -12,7 +12,7 @@ help:
 	@echo "make environments  show that install.py moves no package of an older or a newer ComfyUI"
 
 demo: setup
-	$(PYTHON) -m portraitbench demo
+	$(PYTHON) -m magicapture_core demo
 
 test: setup
 	$(PYTHON) -m ruff check .
