@@ -178,7 +178,7 @@ def training_fields(architecture: str, name: str, ranks: set[int], alphas: set[f
 
 
 def read_architecture(metadata: Mapping[str, str], tokens: Sequence[Token]) -> str:
-    """What the LoRA is for: as the file says, else by the width of its words. Raises MagiCaptureError where both differ."""
+    """What the LoRA is for: as the file says, else by the width of its words. Raises MagiCaptureError if not so."""
     width = tokens[0].vectors.shape[1] if tokens else 0
     by_width = next((name for name, (channels, _) in NATIVE.items() if channels == width), "")
     said = metadata.get("modelspec.architecture", by_width).removesuffix("/lora")
