@@ -1,0 +1,116 @@
+import dataclasses
+
+import pytest
+import torch
+
+from magicapture_core import artifact as artifacts
+from magicapture_core import kohya, lora, sampler
+from magicapture_core.backbone import tiny
+from magicapture_core.config import LoraConfig
+from magicapture_core.heatmaps import AttentionRecord
+from magicapture_core.types import LoraLayer, MagiCaptureError, Token
+from tests.small import same, weights
+
+PROMPT = "A photo of a {subject} person in the {style} style"
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return tiny()
+
+
+@pytest.fixture(scope="module")
+def artifact(backbone):
+    """Random words and a random LoRA on both models, strong enough to be seen; alpha 8 at rank 4."""
+    generator = torch.Generator().manual_seed(3)
+    state = {}
+    targets = (("lora_unet", backbone.unet, "attention"), ("lora_te", backbone.text_encoder, "text-encoder"))
+    for prefix, model, target in targets:
+        with lora.injected(model, LoraConfig(), target, generator):
+            layers = {
+                name: LoraLayer(down=layer.down, up=torch.randn(layer.up.shape, generator=generator) * 0.2, alpha=8.0)
+                for name, layer in lora.state(model).items()
+            }
+        state |= kohya.to_kohya(prefix, layers)
+    tokens = tuple(
+        Token(
+            name=name,
+            placeholder=f"<{name}>",
+            initializer="",
+            vectors=torch.randn(2, backbone.prompt_dim, generator=generator),
+        )
+        for name in ("subject", "style")
+    )
+    return artifacts.Artifact(
+        name="random", architecture=backbone.architecture, tokens=tokens, lora=state, config={}, templates={}
+    )
+
+
+def test_pictures_are_finite_and_each_has_its_own_seed(backbone, artifact):
+    both = sampler.generate(backbone, artifact, PROMPT, num_images=2, num_steps=3, seed=5)
+    assert both.shape == (2, 3, 64, 64)
+    assert both.isfinite().all()
+    second = sampler.generate(backbone, artifact, PROMPT, num_images=1, num_steps=3, seed=6)
+    torch.testing.assert_close(second[0], both[1], atol=1e-4, rtol=0)
+    assert not torch.allclose(both[0], both[1], atol=0.05)
+
+
+def test_generating_leaves_the_backbone_as_it_was(backbone, artifact):
+    modules = (backbone.unet, backbone.text_encoder, backbone.vae)
+    before = weights(*modules)
+    sampler.generate(backbone, artifact, PROMPT, num_steps=1)
+    assert same(weights(*modules), before)
+
+
+def test_strength_and_words_change_the_picture(backbone, artifact):
+    def picture(prompt, strength):
+        return sampler.generate(backbone, artifact, prompt, strength, num_steps=3)
+
+    assert not torch.allclose(picture(PROMPT, 1.0), picture(PROMPT, 0.0), atol=0.02)
+    assert not torch.allclose(picture(PROMPT, 0.0), picture("A photo of a person in the style", 0.0), atol=0.02)
+
+
+def test_the_picture_may_have_any_size_of_the_grid(backbone, artifact):
+    assert sampler.generate(backbone, artifact, PROMPT, num_steps=1, size=(64, 96)).shape == (1, 3, 64, 96)
+
+
+def test_watching_attention_changes_nothing_and_costs_no_pass(backbone, artifact):
+    calls = []
+    record = AttentionRecord(["<subject>", "person"])
+    plain = sampler.generate(backbone, artifact, PROMPT, num_images=2, num_steps=3)
+    with backbone.unet.register_forward_hook(lambda *_: calls.append(1)):
+        watched = sampler.generate(backbone, artifact, PROMPT, num_images=2, num_steps=3, record=record)
+    assert torch.equal(plain, watched)
+    assert len(calls) == 3
+    assert record.num_pictures == 2
+    assert record.heatmap("person", (64, 64)).shape == (2, 64, 64)
+
+
+def test_a_word_that_the_prompt_lacks_is_named(backbone, artifact):
+    with pytest.raises(MagiCaptureError, match="umbrella"):
+        sampler.generate(backbone, artifact, PROMPT, num_steps=1, record=AttentionRecord(["umbrella"]))
+
+
+def test_an_artifact_of_another_kind_of_model_is_refused_by_name(backbone, artifact):
+    other = dataclasses.replace(artifact, architecture="stable-diffusion-v1")
+    with pytest.raises(MagiCaptureError, match=r"random .*stable-diffusion-v1.*magicapture-tiny"):
+        sampler.generate(backbone, other, PROMPT, num_steps=1)
+
+
+def test_diffusers_loads_our_keys_and_its_unet_gives_the_same(backbone, artifact):
+    """Oracle: the file as diffusers' own LoRA loader understands it, alphas included."""
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin
+
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, 4, 16, 16, generator=generator)
+    prompt_embeds = torch.randn(2, 77, backbone.prompt_dim, generator=generator)
+    inputs = (latents, torch.tensor([10, 900]), prompt_embeds)
+    with torch.no_grad(), sampler.applied(backbone, artifact):
+        ours = backbone.unet(*inputs).sample
+    other = tiny().unet
+    state, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(dict(artifact.lora))
+    StableDiffusionLoraLoaderMixin.load_lora_into_unet(state, network_alphas=alphas, unet=other)
+    with torch.no_grad():
+        theirs, untouched = other(*inputs).sample, backbone.unet(*inputs).sample
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(ours, untouched, atol=1e-2)
