@@ -39,10 +39,14 @@ def find(lora_name: str) -> Path:
 
 
 def is_ours(path: Path) -> bool:
-    from safetensors import safe_open
+    """Whether a file of the loras folder says that this pack wrote it; a damaged one, whoever wrote it, does not."""
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(path, "pt") as file:
-        return "magicapture.format" in (file.metadata() or {})
+    try:
+        with safe_open(path, "pt") as file:
+            return "magicapture.format" in (file.metadata() or {})
+    except SafetensorError:
+        return False
 
 
 def fingerprint(lora_name: str) -> list[Any]:
