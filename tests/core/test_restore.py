@@ -381,8 +381,10 @@ def test_gfpgan_at_true_size_comes_whole_out_of_a_file(tmp_path: Path) -> None:
     from spandrel.architectures.GFPGAN import GFPGAN
 
     model = GFPGAN().eval()
-    torch.save({"params_ema": model.state_dict()}, tmp_path / "GFPGANv1.4.pth")
-    restorer = load_restorer(tmp_path / "GFPGANv1.4.pth")
+    path = tmp_path / "GFPGANv1.4.pth"
+    torch.save({"params_ema": model.state_dict()}, path)
+    restorer = load_restorer(path)
+    path.unlink()  # 350 MB, which pytest would keep
     faces = torch.rand(1, 3, 512, 512)
     signed = model(faces * 2 - 1, return_rgb=False, randomize_noise=False)[0]
     torch.testing.assert_close(restorer(faces), (signed / 2 + 0.5).clamp(0, 1))
@@ -394,13 +396,13 @@ def test_codeformer_listens_to_fidelity(tmp_path: Path) -> None:
     pytest.importorskip("spandrel_extra_arches")
     from spandrel_extra_arches.architectures.CodeFormer import CodeFormer  # pyright: ignore[reportMissingImports]
 
-    torch.save({"params_ema": CodeFormer().state_dict()}, tmp_path / "codeformer.pth")
-    restorer = load_restorer(tmp_path / "codeformer.pth")
+    path = tmp_path / "codeformer.pth"
+    torch.save({"params_ema": CodeFormer().state_dict()}, path)
+    restorer = load_restorer(path)
+    path.unlink()  # 380 MB, which pytest would keep
     assert restorer.has_fidelity
     faces = torch.rand(1, 3, 512, 512)
-    clean, close = restorer.with_fidelity(0.0)(faces), restorer.with_fidelity(1.0)(faces)
-    assert torch.equal(clean, restorer.with_fidelity(0.0)(faces))
-    assert not torch.equal(clean, close)
+    assert not torch.equal(restorer.with_fidelity(0.0)(faces), restorer.with_fidelity(1.0)(faces))
 
 
 def test_the_restored_face_comes_back_in_the_picture(gfpgan) -> None:
