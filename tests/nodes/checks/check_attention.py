@@ -97,12 +97,12 @@ class UNetLog:
 
 def check_pictures_and_calls_are_those_of_plain_sampling(pack, loaded):
     model, clip, _ = loaded
-    for changes in ({}, {"cfg": 1.0}, {"sampler_name": "heun"}, {"sampler_name": "dpmpp_sde"}):
+    for cfg, sampler in ((7.0, "euler"), (1.0, "euler"), (7.0, "heun"), (7.0, "dpmpp_sde")):
         watched, seen = record(pack, model, clip)
         with UNetLog(model) as plain:
-            expected = sample(model, clip, **changes)
+            expected = sample(model, clip, cfg=cfg, sampler_name=sampler)
         with UNetLog(model) as log:
-            assert torch.equal(sample(watched, clip, **changes), expected)
+            assert torch.equal(sample(watched, clip, cfg=cfg, sampler_name=sampler), expected)
         assert log.calls == plain.calls > 0
         assert seen.buckets == [0, 1, 2]
 
