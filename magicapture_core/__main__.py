@@ -94,7 +94,8 @@ def build_parser() -> argparse.ArgumentParser:
     restore.add_argument("--restorer", type=Path, metavar="FILE", help="a face restoration model, such as GFPGAN")
     restore.add_argument("--upscaler", type=Path, metavar="FILE", help="an upscale model, such as Real-ESRGAN")
 
-    restore.add_argument("--scale", type=float, default=2.0, help="enlargement without an upscaler (%(default)s)")
+    restore.add_argument("--scale", type=float, default=2.0, help="how many times larger (%(default)s)")
+    restore.add_argument("--fidelity", type=float, help="CodeFormer: 0 is free, 1 is close to the input")
 
     inspect = command("inspect", commands.inspect, "what a LoRA file holds")
     inspect.add_argument("file", type=Path)

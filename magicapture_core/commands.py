@@ -253,16 +253,19 @@ def _sampling(arguments: Namespace, bar: Any) -> dict[str, Any]:
 def restore(arguments: Namespace) -> Result:
     from .faces import load_face_detector
     from .images import load_photo, save_image
-    from .restore import load_restorer, restore_and_upscale
+    from .restore import describe, load_restorer, restore_and_upscale
     from .upscale import load_upscaler
 
     image = load_photo(arguments.input)
     restorer = load_restorer(arguments.restorer) if arguments.restorer else None
     upscaler = load_upscaler(arguments.upscaler) if arguments.upscaler else None
+    if restorer and arguments.fidelity is not None:
+        restorer = restorer.with_fidelity(arguments.fidelity)
     faces = load_face_detector().detect(image) if restorer else []
     restored = restore_and_upscale(image, faces, restorer, upscaler, factor=arguments.scale)
     save_image(restored, arguments.output)
-    return {"output": str(arguments.output), "faces": len(faces), "size": list(restored.shape[:0:-1])}
+    report = describe(faces, restorer is not None)
+    return {"output": str(arguments.output), "size": list(restored.shape[:0:-1]), "faces": len(faces), "report": report}
 
 
 def inspect(arguments: Namespace) -> Result:
