@@ -31,7 +31,7 @@ FACE_OVAL = (
 SUPERSAMPLE = 4
 GROW_STEP = 6  # pixels; a large disk is a small one many times over
 ASPECT_TOLERANCE = 0.02
-OVERLAP = 0.2  # share of a face's box that a given mask must cover to mean this face
+OVERLAP = 0.1  # share of a face's box that a given mask must cover to mean this face
 TINT, BOX_COLOUR, POINT_COLOUR = torch.tensor([1.0, 0.25, 0.1]), (60, 220, 90), (255, 230, 0)
 
 
@@ -39,23 +39,31 @@ class MaskOptions(Settings):
     """How the face is chosen, framed and masked."""
 
     shape: Literal["oval", "parsed"] = Field(
-        "oval",
+        default="oval",
         description="oval follows the outline of the face. parsed follows skin and features; it needs facexlib and "
         "parsing_bisenet.pth in models/facedetection.",
     )
     face_index: int = Field(
-        -1, ge=-1, le=99, description="Which face, counted from 0 from the left; -1 takes the largest and most central."
+        default=-1,
+        ge=-1,
+        le=99,
+        description="Which face, counted from 0 from the left; -1 takes the largest and most central.",
     )
-    grow: int = Field(0, ge=-128, le=128, description="Pixels by which the mask grows; below 0 it shrinks.")
-    feather: int = Field(0, ge=0, le=128, description="Width of the mask's soft edge in pixels; 0 is a sharp edge.")
+    grow: int = Field(default=0, ge=-128, le=128, description="Pixels by which the mask grows; below 0 it shrinks.")
+    feather: int = Field(
+        default=0, ge=0, le=128, description="Width of the mask's soft edge in pixels; 0 is a sharp edge."
+    )
     face_share: float = Field(
-        0.4,
+        default=0.4,
         ge=LEAST_SHARE,
         le=MOST_SHARE,
         description="Share of the square's height that a face gets where it is too small in the photo as it is.",
     )
     min_face_size: int = Field(
-        64, ge=8, le=1024, description="A photo is left out when its face has fewer pixels and would be enlarged."
+        default=64,
+        ge=8,
+        le=1024,
+        description="A photo is left out when its face has fewer pixels and would be enlarged.",
     )
 
 
