@@ -1,5 +1,6 @@
 import json
 import socket
+import unicodedata
 from itertools import chain
 
 import pytest
@@ -315,16 +316,21 @@ def test_the_committed_vocabulary_is_the_one_its_words_give():
 
 
 @settings(max_examples=100, deadline=None)
-@given(text=st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=30))
+@given(text=st.text(st.characters(exclude_categories=["C"], exclude_characters="\ufffd"), max_size=30))
 def test_the_tiny_tokenizer_spells_any_text_by_its_bytes(text):
     ids = TINY_TOKENIZER(text, add_special_tokens=False).input_ids
     assert TINY_TOKENIZER.unk_token_id not in ids
     signs = "".join(token.removesuffix("</w>") for token in TINY_TOKENIZER.convert_ids_to_tokens(ids))
-    normal = TINY_TOKENIZER.backend_tokenizer.normalizer.normalize_str(text)
-    assert bytes(byte_of_symbol(sign) for sign in signs) == "".join(normal.split()).encode()
+    spelt = bytes(byte_of_symbol(sign) for sign in signs).decode()
+    assert normal_form(spelt) == normal_form("".join(text.split()))
 
 
 TINY_TOKENIZER = backbone.load_tokenizer(TOKENIZER_FOLDER)
+
+
+def normal_form(text):
+    """CLIP joins accents to their letters and forgets the case."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
 
 
 def byte_of_symbol(sign):
