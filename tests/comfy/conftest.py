@@ -1,4 +1,7 @@
-"""One server per ComfyUI tree, kept for the whole run; every test of this folder belongs to the `comfy` tier."""
+"""One server per ComfyUI tree, one at a time, for all tests of this folder: the `comfy` tier.
+
+They run after all others, so that no server holds memory while something else is tested.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.comfy)
+    items.sort(key=lambda item: HERE in item.path.parents)
 
 
 @pytest.fixture(scope="session", params=TREES or [None], ids=[tree.version for tree in TREES] or ["none"])
