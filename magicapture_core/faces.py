@@ -33,7 +33,9 @@ FIVE_POINTS = ((33, 133), (362, 263), (4,), (61,), (291,))
 MAX_SIDE = 1280  # larger pictures are reduced for the search; landmarks are placed in the full picture
 MIN_TILE = 192
 THRESHOLD = 0.5  # for a sighting
-CERTAIN = 0.6  # a lower score needs a second sighting: a single tile can be wrong on a dark picture
+# What tiles take for a face, a cup, a cat, a badge on a sleeve, is looked at once more, upright and from farther away.
+SECOND_LOOK_SCALE = 3.0  # of the box
+SECOND_LOOK, FIRST_LOOK = 0.6, 0.8  # enough in the second; enough in the first where FaceMesh agrees
 SAME_FACE, INSIDE_FACE = 0.3, 0.6  # overlap by union; by the smaller box, since tiles cut faces
 MESH_SCALE = 1.5  # FaceMesh sees the face box enlarged by this factor
 NUM_LANDMARKS = 468
@@ -41,17 +43,16 @@ NUM_LANDMARKS = 468
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sightings:
-    """points [N,8,2]: two corners of the box, eye, eye, nose, mouth, ear, ear. scores [N]. runs [N]: seen by which."""
+    """points [N,8,2]: two corners of the box, eye, eye, nose, mouth, ear, ear. scores [N]."""
 
     points: Tensor
     scores: Tensor
-    runs: Tensor
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def where(self, chosen: Tensor) -> Sightings:
-        return Sightings(points=self.points[chosen], scores=self.scores[chosen], runs=self.runs[chosen])
+        return Sightings(points=self.points[chosen], scores=self.scores[chosen])
 
 
 def load_face_detector(folder: Path | None = None) -> FaceDetector:
@@ -78,15 +79,10 @@ class FaceDetector:
         factor = min(1.0, MAX_SIDE / max(height, width))
         small = resize(image[None], (max(1, round(height * factor)), max(1, round(width * factor))))
         stretch = torch.tensor([width / small.shape[3], height / small.shape[2]])
-        faces: list[Face] = []
-        for group in group_sightings(self._look(small)):
-            score = float(group.scores.max())
-            if len(group.runs.unique()) < 2 and score < CERTAIN:
-                continue
-            points = average(group) * stretch
-            landmarks, confidence = self._place_mesh(image, points[:2].flatten(), points[2:4])
-            if confidence > 0.5:
-                faces.append(Face(box=points[:2].flatten(), landmarks=five_points(landmarks), score=score))
+        candidates = [
+            (average(group) * stretch, float(group.scores[0])) for group in group_sightings(self._look(small))
+        ]
+        faces = [face for points, score in candidates if (face := self._confirm(image, points, score))]
         return sorted(faces, key=lambda face: float(face.box[0] + face.box[2]))
 
     @torch.no_grad()
@@ -98,22 +94,17 @@ class FaceDetector:
     def _look(self, images: Tensor) -> Sightings:
         """images [1,3,H,W] -> what both networks see in the whole, and the short-range one in overlapping tiles."""
         height, width = images.shape[2:]
-        sightings = [
-            self._run(net, images, [(0, 0)], run) for run, net in enumerate((self.short_range, self.full_range))
-        ]
-        tiles = sorted({max(MIN_TILE, min(height, width) // parts) for parts in (1, 2, 3)})
+        sightings = [self._run(net, images, [(0, 0)]) for net in (self.short_range, self.full_range)]
+        tiles = {max(MIN_TILE, min(height, width) // parts) for parts in (1, 2, 3)}
         for tile in (tile for tile in tiles if tile < max(height, width)):
             corners = [(x, y) for y in tile_starts(height, tile) for x in tile_starts(width, tile)]
             crops = torch.cat([images[:, :, y : y + tile, x : x + tile] for x, y in corners])
-            first_run = 1 + max(int(seen.runs.max()) if len(seen) else 1 for seen in sightings)
-            sightings.append(self._run(self.short_range, crops, corners, first_run))
+            sightings.append(self._run(self.short_range, crops, corners))
         return Sightings(
-            points=torch.cat([seen.points for seen in sightings]),
-            scores=torch.cat([seen.scores for seen in sightings]),
-            runs=torch.cat([seen.runs for seen in sightings]),
+            points=torch.cat([seen.points for seen in sightings]), scores=torch.cat([seen.scores for seen in sightings])
         )
 
-    def _run(self, net: FaceNet, images: Tensor, corners: Sequence[tuple[int, int]], first_run: int) -> Sightings:
+    def _run(self, net: FaceNet, images: Tensor, corners: Sequence[tuple[int, int]]) -> Sightings:
         """images [B,3,h,w], cut out at B corners (x, y) -> what one network sees, in pixels of the whole."""
         height, width = images.shape[2:]
         size, anchors = net.size, self.anchors[net]
@@ -131,20 +122,42 @@ class FaceDetector:
         points = torch.cat([torch.stack([centres - halves, centres + halves], 1), keypoints], 1)
         points = (points * size - torch.tensor([left, top])) * torch.tensor([width / new_width, height / new_height])
         points = points + torch.tensor(corners)[crop][:, None]
-        return Sightings(points=points, scores=scores[crop, anchor], runs=first_run + crop)
+        return Sightings(points=points, scores=scores[crop, anchor])
+
+    def _confirm(self, image: Tensor, points: Tensor, score: float) -> Face | None:
+        """The face at these points [8,2] of the picture, if it is one."""
+        box, eyes = points[:2].flatten(), points[2:4]
+        landmarks, confidence = self._place_mesh(image, box, eyes)
+        agreed = score >= FIRST_LOOK and confidence > 0.5
+        if not agreed and self._look_again(image, box, eyes) < SECOND_LOOK:
+            return None
+        return Face(box=box, landmarks=five_points(landmarks), score=score)
+
+    def _look_again(self, image: Tensor, box: Tensor, eyes: Tensor) -> float:
+        """The full-range network's score for a face in the middle of what surrounds the box, 0 where it sees none."""
+        size = self.full_range.size
+        crop, _ = upright_crop(image, box, eyes, size, SECOND_LOOK_SCALE)
+        seen = self._run(self.full_range, crop, [(0, 0)])
+        distance = (seen.points[:, :2].mean(1) - size / 2).norm(dim=1)
+        return max(seen.scores[distance < size / SECOND_LOOK_SCALE / 2].tolist(), default=0.0)
 
     def _place_mesh(self, image: Tensor, box: Tensor, eyes: Tensor) -> tuple[Tensor, float]:
         """Landmarks [468,2] in the picture, and the network's confidence that this is a face. eyes [2,2]: upright."""
-        size = self.mesh_net.size
-        side = float((box[2:] - box[:2]).max()) * MESH_SCALE
-        across = (eyes[1] - eyes[0]) / (eyes[1] - eyes[0]).norm().clamp(min=1e-6) * (size / side)
-        linear = torch.stack([across, torch.stack([-across[1], across[0]])])  # turns the line of the eyes level
-        centre = (box[:2] + box[2:]) / 2
-        matrix = torch.cat([linear, (size / 2 - linear @ centre)[:, None]], 1)
-        crop = warp(image[None], matrix[None], size, shrink=max(1, int(side // size)))
+        crop, matrix = upright_crop(image, box, eyes, self.mesh_net.size, MESH_SCALE)
         points, logit = self.mesh_net(crop.permute(0, 2, 3, 1))
         landmarks = points.reshape(NUM_LANDMARKS, 3)[:, :2]
         return transform(landmarks, invert(matrix)), float(logit.sigmoid())
+
+
+def upright_crop(image: Tensor, box: Tensor, eyes: Tensor, size: int, scale: float) -> tuple[Tensor, Tensor]:
+    """image [3,H,W] -> the face box enlarged by `scale`, turned until the eyes [2,2] are level: [1,3,size,size], and
+    the matrix [2,3] from the picture's pixels to its pixels."""
+    side = float((box[2:] - box[:2]).max()) * scale
+    across = (eyes[1] - eyes[0]) / (eyes[1] - eyes[0]).norm().clamp(min=1e-6) * (size / side)
+    linear = torch.stack([across, torch.stack([-across[1], across[0]])])
+    centre = (box[:2] + box[2:]) / 2
+    matrix = torch.cat([linear, (size / 2 - linear @ centre)[:, None]], 1)
+    return warp(image[None], matrix[None], size, shrink=max(1, int(side // size))), matrix
 
 
 def make_anchors(size: int, levels: Sequence[tuple[int, int]]) -> Tensor:
