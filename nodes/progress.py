@@ -46,7 +46,7 @@ class Progress:
         """Called after every step. Raises ComfyUI's interrupt when the user has pressed Cancel."""
         from comfy import model_management, utils
 
-        model_management.throw_exception_if_processing_interrupted()
+        model_management.throw_exception_if_processing_interrupted()  # pressed during the step
         self._bar = self._bar or utils.ProgressBar(step.num_steps)
         self._bar.update_absolute(step.step, step.num_steps, self._preview(step))
         self._seconds = 0.9 * self._seconds + 0.1 * step.seconds if self._seconds else step.seconds
@@ -57,6 +57,7 @@ class Progress:
                 f"{step.phase}, step {step.step} of {step.num_steps}, loss {float(step.losses.reconstruction):.4f}, "
                 f"attention {float(step.losses.attention):.4f}, {self._seconds:.2f} s a step, {left:.1f} minutes left"
             )
+        model_management.throw_exception_if_processing_interrupted()  # pressed meanwhile
 
     def samples(self) -> Tensor:
         """The sample pictures of a training [N,3,H,W], from the disk; a black one where they were deleted."""
@@ -71,11 +72,19 @@ class Progress:
         due = step.step == step.num_steps or (self.preview_every and step.step % self.preview_every == 0)
         if not due:
             return None
+        from comfy.model_management import throw_exception_if_processing_interrupted
+
         from ..magicapture_core.images import save_image, to_pil
 
         prompt = fill(COMPOSED_PROMPT, self.config.subject.placeholder_token, self.config.style.placeholder_token)
         side = self.config.resolution
-        picture = step.run.preview(prompt, num_steps=PREVIEW_STEPS, seed=self.config.seed, size=(side, side))[0]
+        picture = step.run.preview(
+            prompt,
+            num_steps=PREVIEW_STEPS,
+            seed=self.config.seed,
+            size=(side, side),
+            on_step=lambda *_: throw_exception_if_processing_interrupted(),
+        )[0]
         save_image(picture, self._samples_folder() / f"step-{step.step:06d}.png")
         return "JPEG", to_pil(picture), 512
 

@@ -60,6 +60,7 @@ def run(checkpoint: Path, folder: Path, only: str = "check_*") -> dict[str, str]
     import torch
 
     results = {}
+    sys.path.append(str(HERE / "checks"))  # they share helpers
     pack = load_module(str(PACK), PACK / "__init__.py", PACK)
     asyncio.run(asyncio.run(pack.comfy_entrypoint()).get_node_list())
     for path in sorted((HERE / "checks").glob(f"{only}.py")):

@@ -50,9 +50,9 @@ def check_samples_give_portraits(pack):
         images, names, report = photos.LoadPhotos.execute(folder).args
         assert len(images) == len(names) == 4
         assert all(image.shape[0] == 1 and image.shape[-1] == 3 for image in images)
-        squares, masks, faces, overlay, report = run_face_mask(pack, images, 128, file_names=names)
-        assert squares.shape == overlay.shape == (4, 128, 128, 3)
-        assert masks.shape == (4, 128, 128)
+        squares, masks, faces, overlay, report = run_face_mask(pack, images, 512, file_names=names)
+        assert squares.shape == overlay.shape == (4, 512, 512, 3)
+        assert masks.shape == (4, 512, 512)
         assert [face.file_name for face in faces] == names
         assert all(name in report for name in names)
         assert not torch.equal(squares, overlay)

@@ -1,0 +1,96 @@
+"""Every shipped workflow: sound as a file, and run on a fresh server, in the order of the journeys."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from .graph import PAGE_ONLY, to_prompt
+from .journeys import CHECKPOINT, defaults
+from .server import ComfyServer
+from .trees import PACK
+
+FILES = sorted((PACK / "workflows").glob("*.json"))
+SMALL: dict[str, dict[str, Any]] = {  # a small model, small pictures, few steps; everything else as shipped
+    "CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT},
+    "MagiCaptureFaceMask": {"resolution": 64, "min_face_size": 8},
+    "TrainMagiCaptureLoRA": {"preview_every": 1, "name": "shipped"},
+    "MagiCaptureComposedPromptSampler": {"width": 64, "height": 64, "steps": 2, "count": 2},
+    "EmptyLatentImage": {"width": 64, "height": 64},
+    "KSampler": {"steps": 2},
+    "MagiCaptureRestoreAndUpscale": {"upscale_by": 1.25},
+}
+SETTINGS = {"resolution": 64, "inversion_num_steps": 1, "tuning_num_steps": 1}
+
+
+def load(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def ours(workflow: dict[str, Any]) -> list[str]:
+    return [node["type"] for node in workflow["nodes"] if "MagiCapture" in node["type"]]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_file_is_sound(path: Path) -> None:
+    """Links join sockets of one type, ids are unique, a note says where to start, the thumbnail is a picture."""
+    workflow = load(path)
+    assert workflow["version"] == 0.4
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    assert len(nodes) == len(workflow["nodes"]) == workflow["last_node_id"]
+    assert len({link[0] for link in workflow["links"]}) == workflow["last_link_id"]
+    for number, origin, slot, target, place, kind in workflow["links"]:
+        output, socket = nodes[origin]["outputs"][slot], nodes[target]["inputs"][place]
+        assert number in output["links"]
+        assert socket["link"] == number
+        assert output["type"] == kind
+        assert socket["type"] == kind
+    notes = [node for node in workflow["nodes"] if node["type"] in PAGE_ONLY]
+    assert any(node.get("title") == "Start here" for node in notes)
+    with Image.open(path.with_suffix(".jpg")) as thumbnail:
+        assert min(thumbnail.size) >= 256
+        assert np.asarray(thumbnail.convert("L"), dtype=float).std() > 10
+
+
+def test_photos_to_portrait_needs_six_of_our_nodes() -> None:
+    assert len(FILES) >= 4
+    assert len(ours(load(FILES[0])) + ours(load(FILES[1]))) <= 6
+
+
+def test_checkpoints_are_named_for_the_missing_model_dialog() -> None:
+    for path in FILES:
+        for node in load(path)["nodes"]:
+            if node["type"] == "CheckpointLoaderSimple":
+                (model,) = node["properties"]["models"]
+                assert [model["name"]] == node["widgets_values"]
+                assert model["directory"] == "checkpoints"
+                assert model["url"].startswith("https://")
+
+
+def test_the_templates_browser_lists_them(server: ComfyServer) -> None:
+    listed = server.get("/workflow_templates")["ComfyUI-MagiCapture"]
+    assert sorted(listed) == [path.stem for path in FILES]
+
+
+def test_every_workflow_runs(server: ComfyServer) -> None:
+    """One after the other as a user opens them: 2 takes the LoRA that 1 has trained. Every preview shows pictures."""
+    info = server.object_info()
+    for path in FILES:
+        workflow = load(path)
+        prompt = to_prompt(workflow, info, SMALL)
+        for node in [node for node in prompt.values() if node["class_type"] == "TrainMagiCaptureLoRA"]:
+            widgets = defaults(info, "MagiCaptureSettings") | SETTINGS
+            prompt["settings"] = {"class_type": "MagiCaptureSettings", "inputs": widgets}
+            node["inputs"]["settings"] = ["settings", 0]
+        run = server.run(prompt)
+        for number, node in prompt.items():
+            if node["class_type"] in ("PreviewImage", "SaveImage"):
+                assert server.images(run, number), (path.stem, node)
+            if node["class_type"] == "PreviewAny":
+                assert "".join(run.outputs[number]["text"]), (path.stem, node)
+    assert (server.base / "models" / "loras" / "shipped.safetensors").is_file()

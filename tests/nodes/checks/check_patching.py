@@ -1,0 +1,123 @@
+"""The artifact on MODEL and CLIP: the same network as diffusers with the adapter, attached once."""
+
+import time
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from crafted import random_artifact
+
+
+def module(pack, name):
+    return import_module(f"{pack.__name__}.{name}")
+
+
+def unet_output(model, inputs):
+    import comfy.model_management
+
+    comfy.model_management.load_models_gpu([model], force_full_load=True)
+    latents, timesteps, context = inputs
+    return model.model.diffusion_model(latents, timesteps, context=context)
+
+
+def check_unet_equals_diffusers(pack, loaded):
+    """The same input through ComfyUI with our LoRA, and through diffusers with the adapter, in fp32."""
+    patching, sampler = module(pack, "nodes.patching"), module(pack, "magicapture_core.sampler")
+    model, clip, vae = loaded
+    artifact = random_artifact(pack)
+    inputs = torch.randn(1, 4, 8, 8), torch.tensor([500.0]), torch.randn(1, 77, 768)
+    base = unet_output(model, inputs)
+    with torch.inference_mode(False), torch.no_grad():
+        backbone = module(pack, "nodes.weights").plain_backbone(model, clip, vae)
+        fresh = [value.clone() for value in inputs]
+        plain = backbone.unet(*fresh).sample
+        with sampler.applied(backbone, artifact, 0.7):
+            expected = backbone.unet(*fresh).sample
+    patched, _, _ = patching.attach(artifact, model, clip, 0.7, 1.0)
+    output = unet_output(patched, inputs)
+    assert (plain - base).abs().max() < 1e-3
+    assert (expected - output).abs().max() < 1e-3
+    assert (output - base).abs().max() > 0.05
+
+
+def check_text_equals_diffusers(pack, loaded):
+    """A prompt with both words through the patched CLIP, and through transformers with adapter and rows."""
+    patching, sampler = module(pack, "nodes.patching"), module(pack, "magicapture_core.sampler")
+    model, clip, vae = loaded
+    artifact, text = random_artifact(pack), "A photo of a <subject> person in the <style> style"
+    _, patched, _ = patching.attach(artifact, model, clip, 1.0, 1.0)
+    ours = patched.encode_from_tokens_scheduled(patched.tokenize(text))[0][0].float()
+    stock = clip.encode_from_tokens_scheduled(clip.tokenize(text))[0][0].float()
+    with torch.inference_mode(False), torch.no_grad():
+        backbone = module(pack, "nodes.weights").plain_backbone(model, clip, vae)
+        with sampler.applied(backbone, artifact) as vocabulary:
+            expected = sampler.encode_prompt(backbone, vocabulary.encode([text]))
+    assert (ours - expected).abs().max() < 2e-2  # ComfyUI keeps the CLIP in fp16 on a CPU
+    assert (stock - expected).abs().max() > 0.1
+
+
+def check_attached_once(pack, loaded, tmp_path):
+    """By our node, by a stock loader, by both orders: every layer is patched exactly once."""
+    import comfy.sd
+    import comfy.utils
+
+    patching, core = module(pack, "nodes.patching"), module(pack, "magicapture_core.artifact")
+    model, clip, _ = loaded
+    artifact = random_artifact(pack)
+    file = comfy.utils.load_torch_file(str(core.save(artifact, tmp_path)[0]), safe_load=True)
+    stock = comfy.sd.load_lora_for_models(model, clip, file, 1.0, 1.0)
+    once = patching.attach(artifact, model, clip, 1.0, 1.0)
+    assert not once[2]
+    for first in (once[:2], stock):
+        again, clip_again, attached = patching.attach(artifact, *first, 1.0, 1.0)
+        assert attached
+        for patcher in (again, clip_again.patcher):
+            assert patcher.patches
+            assert {len(patches) for patches in patcher.patches.values()} == {1}
+    other, _, attached = patching.attach(random_artifact(pack, seed=1), *once[:2], 1.0, 1.0)
+    assert not attached
+    assert {len(patches) for patches in other.patches.values()} == {2}
+    assert not model.patches
+
+
+def check_wrong_models_are_refused(pack, loaded):
+    """A LoRA none of whose layers is there, and an artifact of the tiny model, each in one line."""
+    from dataclasses import replace
+
+    patching, types = module(pack, "nodes.patching"), module(pack, "magicapture_core.types")
+    artifact = random_artifact(pack, text=False)
+    foreign = replace(artifact, lora={f"lora_unet_x{key}": weight for key, weight in artifact.lora.items()})
+    tiny = replace(artifact, architecture="magicapture-tiny")
+    messages = []
+    for action in (lambda: patching.attach(foreign, *loaded[:2], 1, 1), lambda: patching.check_architecture(tiny)):
+        try:
+            action()
+        except types.MagiCaptureError as error:
+            messages.append(str(error))
+    assert len(messages) == 2
+    assert "SD1.5" in messages[0]
+    assert "magicapture-tiny" in messages[1]
+
+
+def check_newest_is_the_last_of_ours(pack):
+    """`newest` passes over files of others and takes the youngest of ours; its fingerprint follows."""
+    import folder_paths
+    from safetensors.torch import save_file
+
+    patching, core = module(pack, "nodes.patching"), module(pack, "magicapture_core.artifact")
+    folder = Path(folder_paths.get_folder_paths("loras")[0])
+    first = core.save(random_artifact(pack), folder)[0]
+    seen = patching.fingerprint(patching.NEWEST)
+    assert patching.find(patching.NEWEST) == first
+    time.sleep(0.02)
+    second = core.save(random_artifact(pack, seed=1), folder)[0]
+    time.sleep(0.02)
+    save_file({"x": torch.zeros(1)}, folder / "others.safetensors")
+    folder_paths.filename_list_cache.clear()
+    assert second != first
+    assert patching.find(patching.NEWEST) == second
+    assert patching.fingerprint(patching.NEWEST) != seen
+    assert patching.find("others.safetensors").name == "others.safetensors"
+    loaded = patching.load(first.name)
+    assert [token.placeholder for token in loaded.tokens] == ["<subject>", "<style>"]
+    assert {second.name, first.name, "others.safetensors"} <= set(patching.choices())

@@ -1,0 +1,175 @@
+"""The training node in-process: what it leaves alone, what it keeps, and how Cancel ends it."""
+
+import contextlib
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from crafted import random_artifact
+
+
+def module(pack, name):
+    return import_module(f"{pack.__name__}.{name}")
+
+
+def inputs(pack, loaded, **changes):
+    model, clip, vae = loaded
+    config = module(pack, "magicapture_core.config").parse_config(
+        {
+            "resolution": 64,
+            "inversion": {"num_steps": 2},
+            "tuning": {"num_steps": 2},
+            "loss": {"attention_downscale": 2},
+        }
+    )
+    masks = torch.zeros(2, 64, 64)
+    masks[:, 16:48, 16:48] = 1
+    pictures = [torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    return {
+        "model": model,
+        "clip": clip,
+        "vae": vae,
+        "subject_images": pictures[0],
+        "subject_masks": masks,
+        "style_images": pictures[1],
+        "style_masks": masks,
+        "name": "inside",
+        "preview_every": 0,
+        "train_again": False,
+        "subject_faces": None,
+        "style_faces": None,
+        "settings": config,
+    } | changes
+
+
+def as_bytes(loaded):
+    model, clip, vae = loaded
+    parts = {"model": model, "clip": clip.patcher, "vae": vae.patcher}
+    return {
+        f"{part}.{key}": value.flatten().view(torch.uint8).clone()
+        for part, patcher in parts.items()
+        for key, value in patcher.model.state_dict().items()
+    }
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+class Steps:
+    """Watches the progress bar of the node; presses Cancel at a step."""
+
+    def __init__(self, cancel_at=0):
+        self.seen, self.cancel_at = [], cancel_at
+
+    def __enter__(self):
+        import comfy.model_management
+        import comfy.utils
+
+        def hook(value, total, preview, node_id=None):
+            self.seen.append(value)
+            if value == self.cancel_at:
+                comfy.model_management.interrupt_current_processing(True)
+
+        comfy.utils.set_progress_bar_global_hook(hook)
+        return self
+
+    def __exit__(self, *_):
+        import comfy.utils
+
+        comfy.utils.set_progress_bar_global_hook(None)
+
+
+def check_cancel_resume_and_keep(pack, loaded):
+    """Cancel stops before the next step ends, the models stay as they are, the next run goes on, then it is kept."""
+    import comfy.model_management
+    import folder_paths
+
+    node = module(pack, "nodes.train").TrainMagiCaptureLoRA.PREPARE_CLASS_CLONE(None)
+    model, clip, _ = loaded
+    patched, _, _ = module(pack, "nodes.patching").attach(random_artifact(pack), model, clip, 1.0, 1.0)
+    comfy.model_management.load_models_gpu([patched])  # somebody's LoRA is in the shared module
+    comfy.model_management.unload_all_models()
+    before, given = as_bytes(loaded), inputs(pack, loaded)
+    pixels = given["subject_images"].clone()
+
+    stopped = False
+    with Steps(cancel_at=3) as steps:
+        try:
+            node.execute(**given)
+        except comfy.model_management.InterruptProcessingException:
+            stopped = True
+    assert stopped
+    assert steps.seen[-1] == 3
+    assert same(before, as_bytes(loaded))
+    folder = Path(folder_paths.get_output_directory()) / "magicapture" / "inside"
+    assert len(list(folder.glob("state-*.safetensors"))) == 1
+    assert not list(Path(folder_paths.get_folder_paths("loras")[0]).glob("inside*"))
+
+    with Steps() as steps:
+        artifact, lora, samples, curves, report = node.execute(**given).args
+    assert min(step for step in steps.seen if step) == 4, steps.seen
+    assert samples.shape == (1, 64, 64, 3)
+    assert curves.ndim == 4
+    assert lora is artifact.lora
+    assert any(weight.any() for key, weight in lora.items() if "lora_up" in key)
+    assert "inside.safetensors" in report
+    assert not list(folder.glob("state-*.safetensors"))
+
+    with Steps() as steps:
+        kept, *_, report = node.execute(**given).args
+    assert not steps.seen
+    assert "Nothing has changed" in report
+    assert all(torch.equal(kept.lora[key], weight) for key, weight in lora.items())
+    assert same(before, as_bytes(loaded))
+    assert torch.equal(pixels, given["subject_images"])
+
+    changed = given["style_images"].clone()
+    changed[0, 0, 0, 0] = 1 - changed[0, 0, 0, 0]
+    for change in ({"style_images": changed}, {"model": patched}, {"train_again": True}):
+        with Steps(cancel_at=1) as steps, contextlib.suppress(comfy.model_management.InterruptProcessingException):
+            node.execute(**(given | change))
+        assert steps.seen, change
+
+    marks = [node.fingerprint_inputs(name="inside", train_again=False)]
+    Path(marks[0][0][0]).unlink()
+    marks.append(node.fingerprint_inputs(name="inside", train_again=False))
+    assert marks[0] != marks[1]
+    with Steps(cancel_at=1) as steps, contextlib.suppress(comfy.model_management.InterruptProcessingException):
+        node.execute(**given)
+    assert steps.seen, "a deleted file trains again"
+
+
+def check_other_models_are_refused(pack, loaded):
+    """An inpainting UNet and a v-prediction model, in one line each, before anything is trained."""
+    import comfy.model_base
+
+    weights, types = module(pack, "nodes.weights"), module(pack, "magicapture_core.types")
+    model, clip, vae = loaded
+
+    class Inpainting:
+        def __init__(self, patcher):
+            self.patcher, self.model = patcher, patcher.model
+
+        def get_key_patches(self, prefix):
+            found = self.patcher.get_key_patches(prefix)
+            key = f"{prefix}input_blocks.0.0.weight"
+            weight, convert = found[key][0]
+            found[key] = [(torch.cat([weight, weight, weight[:, :1]], 1), convert)]
+            return found
+
+    messages = []
+    kind = model.model.model_type
+    for broken, predicts in ((Inpainting(model), kind), (model, comfy.model_base.ModelType.V_PREDICTION)):
+        model.model.model_type = predicts
+        try:
+            with torch.inference_mode(False):
+                weights.plain_backbone(broken, clip, vae)
+        except types.MagiCaptureError as error:
+            messages.append(str(error))
+        finally:
+            model.model.model_type = kind
+    assert len(messages) == 2
+    assert "inpainting" in messages[0]
+    assert "v_prediction" in messages[1]
+    assert not any("\n" in message for message in messages)
