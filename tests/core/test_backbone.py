@@ -240,6 +240,18 @@ def test_a_diffusers_folder_is_read_without_the_network(modules, diffusers_folde
     assert loaded.architecture == backbone.SD1
 
 
+def test_a_vae_with_the_attention_names_of_old_diffusers_is_read(modules, diffusers_folder):
+    """SD1.5 as it was published has them."""
+    path = diffusers_folder / "vae/diffusion_pytorch_model.safetensors"
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    state = load_file(path)
+    for new, name in old.items():
+        state = {key.replace(f".{new}.", f".{name}."): value for key, value in state.items()}
+    assert any(".proj_attn." in key for key in state)
+    save_file(state, path, metadata={"format": "pt"})
+    assert same(weights(backbone.from_diffusers(diffusers_folder).vae), weights(modules[2]))
+
+
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
