@@ -1,0 +1,125 @@
+"""Training as a user queues it: progress, files, the kept result, Cancel."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+from PIL import Image
+from safetensors import safe_open
+
+from .journeys import training
+from .server import ComfyServer, Events, Prompt, Run
+from .test_pack import text_to_image
+
+STEP = re.compile(r"step (\d+) of (\d+)")
+TRAIN, REPORT = "8", "7"
+
+
+def loras(server: ComfyServer, name: str) -> list[str]:
+    return sorted(path.name for path in (server.base / "models" / "loras").glob(f"{name}*"))
+
+
+def report(run: Run) -> str:
+    return "".join(run.outputs[REPORT]["text"])
+
+
+def steps_seen(events: Events) -> list[int]:
+    return [int(found[1]) for text in events.texts if (found := STEP.search(text))]
+
+
+def test_a_training_and_its_second_queue(server: ComfyServer) -> None:
+    """Bar, sample picture, text; files that name themselves; at once when nothing changed, anew when a mask did."""
+    before = text_to_image(server, "a cat")
+    prompt = training(server.object_info(), "kept")
+    with server.listen() as events:
+        run = server.run(prompt)
+    assert len(events.previews) == 1
+    assert min(events.previews[0].size) >= 64
+    assert steps_seen(events)[-1] == 3
+    assert "Estimated before the start" in report(run)
+    assert len(server.images(run, TRAIN)) == 1
+    assert loras(server, "kept") == ["kept.safetensors"]
+    with safe_open(server.base / "models" / "loras" / "kept.safetensors", "np") as file:
+        assert file.metadata()["magicapture.format"] == "1"
+        assert file.metadata()["modelspec.architecture"] == "stable-diffusion-v1"
+        assert str(server.base) not in "".join(file.metadata().values())
+    assert (text_to_image(server, "a cat") == before).all()
+
+    server.free()
+    with server.listen() as events:
+        again = server.run(prompt)
+    assert "Nothing has changed" in report(again)
+    assert not steps_seen(events)
+    assert loras(server, "kept") == ["kept.safetensors"]
+
+    changed = training(server.object_info(), "kept")
+    changed["4"]["inputs"]["grow"] = 3
+    assert "Nothing has changed" not in report(server.run(changed))
+    assert loras(server, "kept") == ["kept.safetensors", "kept_2.safetensors"]
+
+    (server.base / "models" / "loras" / "kept_2.safetensors").unlink()
+    assert "Nothing has changed" not in report(server.run(changed))
+    assert len(loras(server, "kept")) == 2
+
+
+def test_one_pixel_trains_anew(server: ComfyServer) -> None:
+    """A photo in the input folder, the same photo with one other pixel, and the first one again from its own name."""
+    samples = Path(__file__).parents[2] / "magicapture_core" / "tiny" / "samples"
+    with Image.open(samples / "person_1.jpg") as photo:
+        picture = photo.convert("RGB")
+    server.add_image(picture, "me/one.png")
+    prompt = training(server.object_info(), "pixel")
+    prompt["2"]["inputs"]["folder"] = "me"
+    assert "Nothing has changed" not in report(server.run(prompt))
+    server.free()
+    assert "Nothing has changed" in report(server.run(prompt))
+    middle = (picture.width // 2, picture.height // 2)
+    red, *others = picture.getpixel(middle)  # pyright: ignore[reportGeneralTypeIssues]
+    picture.putpixel(middle, ((red + 128) % 256, *others))
+    server.add_image(picture, "me/one.png")
+    assert "Nothing has changed" not in report(server.run(prompt))
+
+
+def test_cancel_stops_within_a_step_and_goes_on(server: ComfyServer) -> None:
+    """Cancel while a step runs: no file, a state; the same queue again starts behind the last step and ends."""
+    prompt = training(server.object_info(), "cancelled", tuning_num_steps=7)
+    run, seen = cancel_after(server, prompt, step=2)
+    assert run.interrupted
+    assert seen <= 4  # the step that ran when Cancel arrived may end; a busy machine may be one further
+    assert not loras(server, "cancelled")
+    (state,) = (server.base / "output" / "magicapture" / "cancelled").glob("state-*.safetensors")
+    with safe_open(state, "np") as file:
+        done = int(file.get_tensor("step"))
+    assert 2 <= done <= 4
+    with server.listen() as events:
+        assert not server.run(prompt).interrupted
+    assert steps_seen(events)[0] == done + 1
+    assert steps_seen(events)[-1] == 8
+    assert loras(server, "cancelled") == ["cancelled.safetensors"]
+    assert not state.exists()
+
+
+def cancel_after(server: ComfyServer, prompt: Prompt, step: int) -> tuple[Run, int]:
+    """Queues, and presses Cancel when the text of a step is seen. Returns the run and the last step that was seen."""
+    with server.listen() as events:
+        prompt_id = server.queue(prompt)
+        deadline = time.monotonic() + 300
+        while not any(number >= step for number in steps_seen(events)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        server.interrupt()
+        run = server.wait(prompt_id)
+    return run, steps_seen(events)[-1]
+
+
+def test_a_name_that_is_no_name_is_refused(server: ComfyServer) -> None:
+    """A path in the name is answered with one line and writes nothing."""
+    prompt = training(server.object_info(), "../../escaped")
+    try:
+        server.run(prompt)
+        message = ""
+    except AssertionError as error:
+        message = str(error).splitlines()[0]
+    assert "escaped" in message
+    assert not list(server.base.parent.rglob("escaped*"))
