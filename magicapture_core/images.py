@@ -124,7 +124,7 @@ def _open(path: Path) -> tuple[Image.Image, list[str]]:
     except Exception as error:  # decoders raise nearly anything on a broken file
         reason = str(error).replace(str(path), path.name)
         raise MagiCaptureError(
-            f"{path.name}: cannot be read as a picture ({reason}); save it as JPEG or PNG"
+            f"{path.name}: cannot be read as a picture ({reason}); save it anew as JPEG or PNG"
         ) from error
     if picture.mode == "F":
         raise MagiCaptureError(
