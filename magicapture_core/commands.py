@@ -64,7 +64,7 @@ def read_portraits(
 ) -> tuple[Portraits, list[PhotoNote]]:
     """A folder of photos, framed, with what became of each. masks_folder: masks of the same stems, white = face."""
     from .faces import load_face_detector
-    from .images import list_photos, load_mask, load_photos
+    from .images import join_notes, list_photos, load_mask, load_photos
     from .masks import MaskOptions, prepare_portraits, require_portraits
 
     photos, notes = load_photos(list_photos(folder))
@@ -75,7 +75,8 @@ def read_portraits(
     except MagiCaptureError as error:
         raise MagiCaptureError(f"{error}, or give --{side}-masks with a mask for every photo") from error
     portraits, framed = prepare_portraits(photos, resolution, detector, MaskOptions(), given)
-    return require_portraits(portraits, [*notes, *framed], side), [*notes, *framed]
+    notes = join_notes(notes, framed)
+    return require_portraits(portraits, notes, side), notes
 
 
 def _mask_of(photo: str, folder: Path | None) -> Path | None:
