@@ -18,10 +18,8 @@ from torch import Tensor, nn
 
 from . import ldm
 from .models import find_model, models_folder
-from .types import MagiCaptureError
+from .types import SD1, TINY, MagiCaptureError
 
-SD1 = "stable-diffusion-v1"
-TINY = "magicapture-tiny"
 TINY_FOLDER = Path(__file__).parent / "tiny"
 PROMPT_LENGTH = 77
 CHECKPOINT_PREFIXES = {
@@ -64,6 +62,7 @@ class Backbone:
         for module in self._modules():
             # Not diffusers' own `to`, which warns of modules to keep in fp32 and names none.
             nn.Module.to(module, device=device, dtype=torch.float32 if module is self.vae else dtype)
+        self.unet.to(memory_format=torch.channels_last)  # the order in which convolutions run fastest
 
     def _modules(self) -> tuple[nn.Module, nn.Module, nn.Module]:
         return self.vae, self.unet, self.text_encoder

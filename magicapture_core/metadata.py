@@ -18,12 +18,11 @@ from torch import Tensor
 
 from . import __version__
 from .config import PLACEHOLDER_PATTERN
-from .types import MagiCaptureError, Side, Token
+from .types import SD1, TINY, MagiCaptureError, Side, Token
 
 FORMAT = 1
 MAX_VECTORS = 75  # a prompt has no more positions
-TINY = "magicapture-tiny"
-NATIVE = {"stable-diffusion-v1": (768, 512), TINY: (128, 64)}  # channels of a learned word, side of a picture
+NATIVE = {SD1: (768, 512), TINY: (128, 64)}  # channels of a learned word, side of a picture
 LICENCE = "CreativeML Open RAIL-M"  # of SD1.5: what is trained on it falls under the same terms
 
 

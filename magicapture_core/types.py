@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # install.py uses this module where torch may be missing
 Side = Literal["subject", "style"]
 Task = Literal["source", "reference", "composed"]
 
+SD1, TINY = "stable-diffusion-v1", "magicapture-tiny"  # architectures, as they stand in a shared file
+
 
 class MagiCaptureError(Exception):
     """Something the user can mend. The message is one line that names the input and the remedy."""

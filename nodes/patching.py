@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import folder_paths
 import torch
 
-from ..magicapture_core.types import MagiCaptureError
+from ..magicapture_core.types import SD1, MagiCaptureError
 from .folders import embeddings_folders
 from .prompting import LearnedTokenizer
 
 if TYPE_CHECKING:
     from ..magicapture_core.artifact import Artifact
 
-ARCHITECTURE = "stable-diffusion-v1"
 NEWEST = "newest"
 
 
@@ -63,7 +62,7 @@ def load(lora_name: str) -> Artifact:
 
 
 def check_architecture(artifact: Artifact) -> Artifact:
-    if artifact.architecture != ARCHITECTURE:
+    if artifact.architecture != SD1:
         raise MagiCaptureError(
             f"{artifact.name} was trained for {artifact.architecture}, not for SD1.5: train it on an SD1.5 checkpoint"
         )

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from magicapture_core import artifact, recipe
-from magicapture_core.backbone import SD1, from_checkpoint
+from magicapture_core.backbone import from_checkpoint
 from magicapture_core.config import parse_config
 from magicapture_core.sampler import generate
-from magicapture_core.types import Portraits
+from magicapture_core.types import SD1, Portraits
 
 pytestmark = pytest.mark.full
 SIDE = 128
