@@ -1,10 +1,12 @@
+from typing import Any
+
 import torch
 from diffusers import DDPMScheduler
 
 from magicapture_core.diffusion import add_noise, predict_x0
 
 SCHEDULER = DDPMScheduler(1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-TIMESTEPS = torch.tensor([0, 500, 999])
+TIMESTEPS: Any = torch.tensor([0, 500, 999])
 
 
 def test_add_noise_is_the_schedulers():

@@ -108,8 +108,8 @@ def test_diffusers_loads_our_keys_and_its_unet_gives_the_same(backbone, artifact
     with torch.no_grad(), sampler.applied(backbone, artifact):
         ours = backbone.unet(*inputs).sample
     other = tiny().unet
-    state, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(dict(artifact.lora))
-    StableDiffusionLoraLoaderMixin.load_lora_into_unet(state, network_alphas=alphas, unet=other)
+    loaded = StableDiffusionLoraLoaderMixin.lora_state_dict(dict(artifact.lora))
+    StableDiffusionLoraLoaderMixin.load_lora_into_unet(loaded[0], network_alphas=loaded[1], unet=other)
     with torch.no_grad():
         theirs, untouched = other(*inputs).sample, backbone.unet(*inputs).sample
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)

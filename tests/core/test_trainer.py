@@ -111,7 +111,7 @@ def test_accumulating_is_averaging_gradients(backbone, dataset):
             run.begin("tuning", {}, midway=False)
             for group in groups:
                 run.backward(draw(dataset, config, group), "tuning", share=1 / len(group) / len(groups))
-            return [parameter.grad.clone() for parameter in run.trainable()]
+            return [parameter.grad for parameter in run.trainable()]
 
     both, first, second = gradient([items[:3], items[3:]]), gradient([items[:3]]), gradient([items[3:]])
     for together, one, two in zip(both, first, second, strict=True):
