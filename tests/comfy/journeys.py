@@ -8,6 +8,7 @@ from .server import Prompt
 
 CHECKPOINT = "sd15-small.safetensors"
 RESOLUTION = 64
+SAMPLING_STEPS, CFG = 2, 3.0
 
 
 def node(class_type: str, **inputs: Any) -> dict[str, Any]:
@@ -63,3 +64,27 @@ def defaults(info: dict[str, Any], class_type: str) -> dict[str, Any]:
             elif kind == "COMBO":
                 found[name] = settings["options"][0]
     return found
+
+
+def stock(model: list[Any], clip: list[Any], text: str, seed: int = 5) -> Prompt:
+    """KSampler and its surroundings behind MODEL and CLIP, with a picture at node 19."""
+    return {
+        "14": node("CLIPTextEncode", clip=clip, text=text),
+        "15": node("CLIPTextEncode", clip=clip, text=""),
+        "16": node("EmptyLatentImage", width=64, height=64, batch_size=1),
+        "17": node(
+            "KSampler",
+            model=model,
+            positive=["14", 0],
+            negative=["15", 0],
+            latent_image=["16", 0],
+            seed=seed,
+            steps=SAMPLING_STEPS,
+            cfg=CFG,
+            sampler_name="euler",
+            scheduler="normal",
+            denoise=1.0,
+        ),
+        "18": node("VAEDecode", samples=["17", 0], vae=["1", 2]),
+        "19": node("SaveImage", images=["18", 0], filename_prefix="sampled"),
+    }

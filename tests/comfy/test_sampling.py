@@ -18,11 +18,10 @@ from magicapture_core.config import LoraConfig
 from magicapture_core.kohya import to_kohya
 from magicapture_core.types import Token
 
-from .journeys import CHECKPOINT, node
+from .journeys import CFG, CHECKPOINT, SAMPLING_STEPS, node, stock
 from .server import ComfyServer, Prompt
 
 PROMPT = "A photo of a {} person in the {} style"
-STEPS, CFG = 2, 3.0
 
 
 @pytest.fixture(scope="module")
@@ -64,30 +63,6 @@ def ready(server: ComfyServer, artifact: files.Artifact) -> str:
     return "ready.safetensors"
 
 
-def stock(model: list[Any], clip: list[Any], text: str, seed: int = 5) -> Prompt:
-    """KSampler and its surroundings behind MODEL and CLIP, with a picture at node 19."""
-    return {
-        "14": node("CLIPTextEncode", clip=clip, text=text),
-        "15": node("CLIPTextEncode", clip=clip, text=""),
-        "16": node("EmptyLatentImage", width=64, height=64, batch_size=1),
-        "17": node(
-            "KSampler",
-            model=model,
-            positive=["14", 0],
-            negative=["15", 0],
-            latent_image=["16", 0],
-            seed=seed,
-            steps=STEPS,
-            cfg=CFG,
-            sampler_name="euler",
-            scheduler="normal",
-            denoise=1.0,
-        ),
-        "18": node("VAEDecode", samples=["17", 0], vae=["1", 2]),
-        "19": node("SaveImage", images=["18", 0], filename_prefix="sampled"),
-    }
-
-
 def ours(model: list[Any], clip: list[Any], count: int = 1, seed: int = 5, **inputs: Any) -> Prompt:
     """ComposedPromptSampler behind MODEL and CLIP, with pictures at node 19 and the report at node 20."""
     sampling = {
@@ -97,7 +72,7 @@ def ours(model: list[Any], clip: list[Any], count: int = 1, seed: int = 5, **inp
         "strength_model": 1.0,
         "strength_clip": 1.0,
         "seed": seed,
-        "steps": STEPS,
+        "steps": SAMPLING_STEPS,
         "cfg": CFG,
         "sampler_name": "euler",
         "scheduler": "normal",
