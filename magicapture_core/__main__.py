@@ -44,6 +44,14 @@ def _words(value: object) -> str:
     return str(value)
 
 
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m magicapture_core", description="Portraits of a person in a style, learned from a few photos."
@@ -62,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     masks = command("masks", commands.masks, "find the faces of a folder of photos; write square photos and masks")
     masks.add_argument("photos", type=Path, metavar="DIR")
     masks.add_argument("--output", type=Path, required=True, metavar="DIR")
-    masks.add_argument("--resolution", type=int, default=512, help="side of the squares in pixels (%(default)s)")
+    masks.add_argument("--resolution", type=positive, default=512, help="side of the squares in pixels (%(default)s)")
 
     train = command("train", commands.train, "photos to a LoRA")
     for side in ("subject", "style"):
@@ -82,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     generate = command("generate", commands.generate, "pictures from a LoRA")
     _add_prompt(generate)
-    generate.add_argument("--count", type=int, default=4, help="how many pictures (%(default)s)")
+    generate.add_argument("--count", type=positive, default=4, help="how many pictures (%(default)s)")
 
     attention = command("attention", commands.attention, "where each word looks while a picture is made")
     _add_prompt(attention)
@@ -124,7 +132,7 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", default=COMPOSED_PROMPT, help='"%(default)s" by default')
     parser.add_argument("--negative-prompt", default="")
     parser.add_argument("--strength", type=float, default=1.0, help="of the LoRA (%(default)s)")
-    parser.add_argument("--num-steps", type=int, default=30, help="sampling steps (%(default)s)")
+    parser.add_argument("--num-steps", type=positive, default=30, help="sampling steps (%(default)s)")
     parser.add_argument("--guidance", type=float, default=7.0, help="how closely to follow the prompt (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
 

@@ -261,7 +261,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise MagiCaptureError(f"{path}: no such file")
     try:
         with safe_open(path, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            # copies: a file that is mapped cannot be deleted on Windows
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
             return tensors, dict(file.metadata() or {})
     except SafetensorError as error:
         raise MagiCaptureError(f"not a whole safetensors file ({error}): get it again") from error

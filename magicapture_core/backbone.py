@@ -144,7 +144,7 @@ def from_diffusers(folder: Path | str) -> Backbone:
             noise_scheduler=noise_scheduler(),
             architecture=SD1,
         )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise MagiCaptureError(f"{folder}: not a whole diffusers folder with safetensors weights: {reason}") from error
     except MagiCaptureError as error:

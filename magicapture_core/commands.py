@@ -80,9 +80,11 @@ def read_portraits(
 
 
 def _mask_of(photo: str, folder: Path | None) -> Path | None:
+    from .images import list_photos
+
     if folder is None:
         return None
-    return next((path for path in sorted(folder.iterdir()) if path.stem == Path(photo).stem), None)
+    return next((path for path in list_photos(folder) if path.stem == Path(photo).stem), None)
 
 
 def read_backbone(checkpoint: Path | None) -> Backbone:
@@ -98,7 +100,11 @@ def pick_device(name: str | None) -> str:
     import torch
 
     if name:
-        return name
+        try:
+            return str(torch.empty(0, device=name).device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise MagiCaptureError(f"--device {name}: {reason}; leave it out for the fastest there is") from error
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
@@ -109,7 +115,7 @@ def read_config(arguments: Namespace) -> TrainConfig:
     values = PRESETS["tiny" if arguments.checkpoint is None else arguments.preset]
     if arguments.config is not None:
         try:
-            values = merge(values, tomllib.loads(arguments.config.read_text(encoding="utf-8")))
+            values = merge(values, tomllib.loads(arguments.config.read_text(encoding="utf-8-sig")))
         except tomllib.TOMLDecodeError as error:
             raise MagiCaptureError(f"{arguments.config}: {error}") from error
     flags: dict[str, Any] = {}
@@ -176,7 +182,10 @@ def save_preview(step: TrainStep, config: TrainConfig, folder: Path) -> None:
     from .prompts import fill
 
     prompt = fill(COMPOSED_PROMPT, config.subject.placeholder_token, config.style.placeholder_token)
-    save_image(step.run.preview(prompt, num_steps=20, seed=config.seed)[0], folder / f"step-{step.step:06d}.png")
+    size = (config.resolution, config.resolution)
+    save_image(
+        step.run.preview(prompt, num_steps=20, seed=config.seed, size=size)[0], folder / f"step-{step.step:06d}.png"
+    )
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Every knob of the training, with its bounds, its default (the paper's) and its help text.
+"""Every knob of the training, with its bounds, its default and its help text.
 
 `Field(description=...)` is the node's tooltip and the command line's help; the bounds are the widget's.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .types import MagiCaptureError, Task
 
@@ -115,6 +115,13 @@ class TuningConfig(PhaseConfig):
         description="What every step holds one item of: the subject's photo, the style's photo, and the style's "
         "photo under the composed prompt.",
     )
+
+    @field_validator("tasks")
+    @classmethod
+    def _distinct(cls, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
+        if len(set(tasks)) < len(tasks):
+            raise ValueError("each task once")  # an item is drawn by its task's name: twice would be the same item
+        return tasks
 
 
 class TrainConfig(Settings):

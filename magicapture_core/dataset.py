@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .config import TrainConfig
 from .prompts import TEMPLATES, fill
-from .types import MagiCaptureError, Portraits, Task
+from .types import MagiCaptureError, Portraits, Side, Task
 
 if TYPE_CHECKING:
     from .backbone import Backbone
@@ -88,11 +88,21 @@ def encode(backbone: Backbone, subject: Portraits, style: Portraits, config: Tra
     for side, portraits in (("subject", subject), ("style", style)):
         if not len(portraits):
             raise MagiCaptureError(f"no {side} photo is left: give at least one photo with a face or a mask")
-    return Dataset(
+    dataset = Dataset(
         subject=_encode_side(backbone, subject, config),
         style=_encode_side(backbone, style, config),
         scaling_factor=backbone.vae.config.scaling_factor,
     )
+    _check_areas("subject", dataset.subject.face_masks, "no face, or one smaller than a latent cell")
+    _check_areas("style", 1 - dataset.style.face_masks, "nothing but face")
+    return dataset
+
+
+def _check_areas(side: Side, areas: Tensor, fault: str) -> None:
+    """areas [2,N,1,h,w]: where each photo counts. Raises MagiCaptureError for a photo that would teach nothing."""
+    for photo, area in enumerate(areas[0], 1):
+        if not area.any():
+            raise MagiCaptureError(f"{side} photo {photo}: its mask holds {fault}; correct the mask or leave it out")
 
 
 @torch.no_grad()

@@ -18,7 +18,8 @@ from .trainer import open_run
 if TYPE_CHECKING:
     from .backbone import Backbone
 
-BYTES_PER_TRAINABLE = 16  # fp32 weight, gradient and AdamW's two moments
+BYTES_OF_MOMENTS = 8  # AdamW's two, in fp32
+BYTES_PER_TRAINABLE = 8 + BYTES_OF_MOMENTS  # with the weight and its gradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,25 +48,23 @@ def estimate(backbone: Backbone, dataset: Dataset, config: TrainConfig) -> Estim
     device = backbone.unet.device
     with open_run(backbone, dataset, config) as run:
         run.begin("tuning", {}, midway=False)
-        run.backward(batch, "tuning", share=1.0)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        float(run.backward(batch, "tuning", share=1.0).sum())  # reading it waits for the device
         started = time.perf_counter()
         with _kept_bytes() as kept:
-            float(run.backward(batch, "tuning", share=1.0).sum())  # reading it waits for the device
+            float(run.backward(batch, "tuning", share=1.0).sum())
         seconds = (time.perf_counter() - started) * -(-len(items) // config.batch_size)
         trainable = sum(parameter.numel() for parameter in run.trainable())
-    frozen = sum(
-        w.numel() * w.element_size() for part in (backbone.unet, backbone.text_encoder) for w in _weights(part)
-    )
+    parts = (backbone.unet, backbone.text_encoder)
+    frozen = sum(weight.numel() * weight.element_size() for part in parts for weight in part.parameters())
     counted = frozen + trainable * BYTES_PER_TRAINABLE + sum(kept.values())
+    measured = torch.cuda.max_memory_allocated(device) + trainable * BYTES_OF_MOMENTS if device.type == "cuda" else 0
     return Estimate(
         seconds_per_step=seconds,
         total_seconds=seconds * (config.inversion.num_steps * 2 / 3 + config.tuning.num_steps),
-        peak_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else counted,
+        peak_bytes=measured or counted,
     )
-
-
-def _weights(module: torch.nn.Module) -> Iterator[Tensor]:
-    return (weight for weight in module.parameters())
 
 
 @contextmanager

@@ -87,9 +87,11 @@ class Objective:
                 "loss.attention_downscale or the resolution"
             )
         probs = torch.stack(list(maps.values()), 2)  # [B,K,L,heads,h',w']
+        regions = (face_masks, 1 - face_masks)
         terms = [
             losses.attention_refocusing(probs[:, index], region, self.config.attention_reduce)
-            for index, region in enumerate((face_masks, 1 - face_masks))
+            for index, region in enumerate(regions)
         ]
         present = columns.sum(-1)  # [B,K], 1 where the prompt holds the word; an absent word's map is zero, so its term
-        return torch.stack(terms, 1).sum(1) / present.sum(1)
+        asked = torch.stack([region.flatten(1).any(1) for region in regions], 1)  # a region may vanish on a coarse grid
+        return (torch.stack(terms, 1) * asked).sum(1) / present.sum(1)

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 STATE_EVERY = 100  # steps between two states on the disk
 KEY_FORMAT = "1"  # raised when the same inputs would train differently
-RESULT_FILE = "result.json"
 TERMS = ("reconstruction", "attention", "total")  # a row of the history
 
 
@@ -77,23 +76,23 @@ def personalize(
     state_file = folder / f"state-{key[:16]}.safetensors"
     state = _load_state(state_file) if resume else {}
     history: list[list[float]] = state.pop("history", torch.empty(0, 3)).tolist()
-    artifact = None
+    result = None
     with closing(train(backbone, dataset, config, state)) as steps:
         for step in steps:
             history.append([float(getattr(step.losses, term)) for term in TERMS])
+            if step.step == step.num_steps:  # kept before anyone can say stop
+                files = save(to_artifact(step, backbone.architecture, config, name))
+                result = Result(key=key, files=files, history=history)
+                _save_result(folder, result)
+            elif step.step % STATE_EVERY == 0:
+                _save_state(state_file, step, history)
             try:
                 on_step(step)
             except BaseException:  # the host's own way to say stop may be none of Exception's
-                _save_state(state_file, step, history)
+                if result is None:
+                    _save_state(state_file, step, history)
                 raise
-            if step.step == step.num_steps:
-                artifact = to_artifact(step, backbone.architecture, config, name)
-            elif step.step % STATE_EVERY == 0:
-                _save_state(state_file, step, history)
-    if artifact is None:
-        raise MagiCaptureError(f"{state_file}: this state is already at its end; delete it to train again")
-    result = Result(key=key, files=save(artifact), history=history)
-    _save_result(folder, result)
+    assert result is not None  # a state is only kept before the last step
     state_file.unlink(missing_ok=True)
     return result
 
@@ -102,7 +101,11 @@ def resolve_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
     """`auto` is bf16 on a graphics card that computes in it, else fp32."""
     if config.dtype != "auto":
         return DTYPES[config.dtype]
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return (
+        torch.bfloat16
+        if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        else torch.float32
+    )
 
 
 def to_artifact(step: TrainStep, architecture: str, config: TrainConfig, name: str) -> Artifact:
@@ -112,7 +115,7 @@ def to_artifact(step: TrainStep, architecture: str, config: TrainConfig, name: s
         name=name,
         architecture=architecture,
         tokens=tuple(step.run.tokens()),
-        lora=kohya.to_kohya("lora_unet", layers["unet"]) | kohya.to_kohya("lora_te", layers["text_encoder"]),
+        lora=kohya.to_kohya(kohya.UNET, layers["unet"]) | kohya.to_kohya(kohya.TEXT_ENCODER, layers["text_encoder"]),
         config=config.model_dump(mode="json"),
         templates={task: list(templates) for task, templates in TEMPLATES.items()},
     )
@@ -128,7 +131,8 @@ def result_key(backbone: Backbone, subject: Portraits, style: Portraits, config:
         tensors += part.state_dict().values()
     with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter: 4 GB of weights take about a second
         digests = pool.map(_digest, tensors)
-    whole = hashlib.blake2b(f"{KEY_FORMAT} {config.model_dump_json()}".encode(), digest_size=16)
+    settings = config.model_dump_json(exclude={"batch_size", "gradient_checkpointing"})  # these decide cost alone
+    whole = hashlib.blake2b(f"{KEY_FORMAT} {settings}".encode(), digest_size=16)
     for digest in digests:
         whole.update(digest)
     return whole.hexdigest()
@@ -142,17 +146,31 @@ def _digest(tensor: Tensor) -> bytes:
 
 def find_result(folder: Path, key: str) -> Result | None:
     """The finished training of this key, if all its files are still there."""
+    result = _read_result(_result_file(folder, key))
+    return result if result and result.key == key and all(file.is_file() for file in result.files) else None
+
+
+def missing_files(folder: Path) -> list[str]:
+    """Files of finished trainings that are no longer there."""
+    results = map(_read_result, sorted(folder.glob("result-*.json")))
+    return [str(file) for result in results if result for file in result.files if not file.is_file()]
+
+
+def _result_file(folder: Path, key: str) -> Path:
+    return folder / f"result-{key[:16]}.json"
+
+
+def _read_result(path: Path) -> Result | None:
     try:
-        saved = json.loads((folder / RESULT_FILE).read_text())
-        result = Result(key=saved["key"], files=[Path(file) for file in saved["files"]], history=saved["history"])
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        return Result(key=saved["key"], files=[Path(file) for file in saved["files"]], history=saved["history"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None  # none yet, or one that is not ours to read: training again is right
-    return result if result.key == key and all(file.is_file() for file in result.files) else None
 
 
 def _save_result(folder: Path, result: Result) -> None:
     saved = {"key": result.key, "files": [str(file) for file in result.files], "history": result.history}
-    write_atomic(folder / RESULT_FILE, lambda file: file.write_text(json.dumps(saved)))
+    write_atomic(_result_file(folder, result.key), lambda file: file.write_text(json.dumps(saved), encoding="utf-8"))
 
 
 def _save_state(path: Path, step: TrainStep, history: list[list[float]]) -> None:
@@ -168,7 +186,8 @@ def _load_state(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path) if path.is_file() else {}
+        # copies: what is mapped cannot be replaced on Windows, and the next state takes this one's place
+        return {key: value.clone() for key, value in load_file(path).items()} if path.is_file() else {}
     except SafetensorError as error:
         raise MagiCaptureError(
             f"{path}: the saved state is damaged ({error}); delete it to train from the start"

@@ -40,7 +40,7 @@ def applied(backbone: Backbone, artifact: Artifact | None, strength: float = 1.0
             "load the kind of checkpoint it was trained with"
         )
     with ExitStack() as stack:
-        for model, prefix in ((backbone.unet, "lora_unet"), (backbone.text_encoder, "lora_te")):
+        for model, prefix in ((backbone.unet, kohya.UNET), (backbone.text_encoder, kohya.TEXT_ENCODER)):
             stack.enter_context(lora.applied(model, kohya.from_kohya(artifact.lora, prefix, model), strength))
         stack.enter_context(tokens.injected(backbone.text_encoder, artifact.tokens))
         yield Vocabulary.of(backbone.tokenizer, artifact.tokens)

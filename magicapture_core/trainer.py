@@ -153,11 +153,11 @@ class Run:
         """Put the trainable parts of a phase in place. midway: the optimizer goes on from `resume`."""
         settings = self.config.inversion if phase == "inversion" else self.config.tuning
         rows = [parameter for name, parameter in self._parameters.items() if name.startswith("token.")]
-        for row in rows:
-            row.requires_grad_(settings.token_learning_rate > 0)
         groups = [{"params": rows, "base": settings.token_learning_rate}]
         if phase == "tuning":
             groups.append({"params": self._inject_lora(), "base": self.config.tuning.lora_learning_rate})
+        for row in rows:  # after the injection: peft freezes all that is not its own
+            row.requires_grad_(settings.token_learning_rate > 0)
         for name, parameter in self._parameters.items():
             if f"parameter.{name}" in resume:
                 parameter.data.copy_(resume[f"parameter.{name}"])
@@ -168,6 +168,8 @@ class Run:
         self.objective.remember_text(not text_moves)
         if midway:
             self._load_optimizer(resume)
+        if saved := {key.removeprefix("scaler."): v.item() for key, v in resume.items() if key.startswith("scaler.")}:
+            self._scaler.load_state_dict(saved)
 
     def _inject_lora(self) -> list[nn.Parameter]:
         settings, models = self.config.lora, [(self.backbone.unet, self.config.lora.targets)]
@@ -187,9 +189,6 @@ class Run:
             if found:
                 state[index] = found
         self._optimizer.load_state_dict({"state": state, "param_groups": self._optimizer.state_dict()["param_groups"]})
-        if self._scaler.is_enabled():
-            saved = {key.removeprefix("scaler."): v.item() for key, v in resume.items() if key.startswith("scaler.")}
-            self._scaler.load_state_dict(saved)
 
     # -- one step ------------------------------------------------------------------------------------------------------
 

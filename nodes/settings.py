@@ -10,6 +10,7 @@ from ..magicapture_core.config import PRESETS, Preset, TrainConfig, parse_config
 from .sockets import SettingsType, schema, settings_sockets, settings_values
 
 CUSTOM: Literal["custom"] = "custom"
+OFFERED = tuple(name for name in PRESETS if name != "tiny")  # which is for a model that ComfyUI does not have
 WIDGETS = {  # id -> folded away; saved workflows hold values by position, so new ones go to the end
     "inversion_num_steps": False,
     "tuning_num_steps": False,
@@ -49,14 +50,14 @@ class MagiCaptureSettings(io.ComfyNode):
         return schema(
             "MagiCapture Settings",
             node_id="MagiCaptureSettings",
-            description="Settings of the training. Without this node the defaults hold, which are the paper's.",
+            description="Settings of the training. Without this node the defaults hold.",
             inputs=[
                 io.Combo.Input(
                     "preset",
-                    options=[CUSTOM, *PRESETS],
+                    options=[CUSTOM, *OFFERED],
                     default=CUSTOM,
                     tooltip="custom: every widget counts as it stands. A preset replaces exactly three of them: "
-                    + "; ".join(f"{name} = {_in_words(TrainConfig.preset(name))}" for name in PRESETS)
+                    + "; ".join(f"{name} = {_in_words(TrainConfig.preset(name))}" for name in OFFERED)
                     + ". All other widgets count in any case.",
                 ),
                 *settings_sockets(parse_config({}), WIDGETS),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +21,6 @@ from .weights import plain_backbone
 if TYPE_CHECKING:
     from ..magicapture_core.artifact import Artifact
     from ..magicapture_core.recipe import Result
-
-CURVES = ("reconstruction", "attention", "total")
 
 
 class TrainMagiCaptureLoRA(io.ComfyNode):
@@ -84,8 +81,10 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, name: str, train_again: bool, **others: Any) -> Any:
-        """Runs again when a file of the kept result is gone, or when asked to train again."""
-        return float("nan") if train_again else [[file, Path(file).is_file()] for file in kept_files(name)]
+        """Runs again when a file of a kept result is gone, or when asked to train again."""
+        from ..magicapture_core.recipe import missing_files
+
+        return float("nan") if train_again else missing_files(folders.runs_folder(name))
 
     @classmethod
     def execute(
@@ -148,6 +147,7 @@ def train(
         return kept, read_back(kept.files)
     model_management.unload_all_models()
     model_management.soft_empty_cache()
+    result = None
     try:
         result = recipe.personalize(
             backbone,
@@ -162,15 +162,17 @@ def train(
             on_estimate=progress.estimated,
             on_step=progress.stepped,
         )
-    except model_management.OOM_EXCEPTION as error:
-        raise MagiCaptureError(
-            f"out of memory ({progress.estimate}): switch on gradient_checkpointing, or take a smaller resolution or "
-            "lora_rank in MagiCapture Settings"
-        ) from error
+    except model_management.OOM_EXCEPTION:
+        pass  # raised below: here its traceback would hold the step's memory
     finally:
         backbone.to(torch.device("meta"), torch.float32)  # frees the weights, even while a traceback holds the modules
         gc.collect()
         model_management.soft_empty_cache()
+    if result is None:
+        raise MagiCaptureError(
+            f"out of memory ({progress.estimate}): switch on gradient_checkpointing, or take a smaller resolution or "
+            "lora_rank in MagiCapture Settings"
+        )
     return result, read_back(result.files)
 
 
@@ -192,16 +194,6 @@ def save_and_check(artifact: Artifact) -> list[Path]:
     return files
 
 
-def kept_files(name: str) -> list[str]:
-    """The files of the result that is kept under this name."""
-    from ..magicapture_core.recipe import RESULT_FILE
-
-    try:
-        return json.loads((folders.runs_folder(name) / RESULT_FILE).read_text(encoding="utf-8"))["files"]
-    except (FileNotFoundError, ValueError, KeyError):
-        return []
-
-
 def read_back(files: list[Path]) -> Artifact:
     from ..magicapture_core.artifact import load
 
@@ -209,10 +201,11 @@ def read_back(files: list[Path]) -> Artifact:
 
 
 def draw_history(history: list[list[float]]) -> Tensor:
-    """[steps][reconstruction, attention, total] -> a picture of the curves, [1,3,H,W]."""
+    """A row of terms a step -> a picture of the curves, [1,3,H,W]."""
     from ..magicapture_core.images import draw_curves
+    from ..magicapture_core.recipe import TERMS
 
-    return draw_curves({name: [row[i] for row in history] for i, name in enumerate(CURVES)})[None]
+    return draw_curves({name: [row[i] for row in history] for i, name in enumerate(TERMS)})[None]
 
 
 def _closing_lines(result: Result) -> list[str]:

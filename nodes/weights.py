@@ -43,11 +43,17 @@ def _dense(key: str, weight: Any) -> Tensor:
 def plain_backbone(model: Any, clip: Any, vae: Any) -> Any:
     """The core's Backbone out of the three sockets, on the CPU. Raises MagiCaptureError for anything but SD1.5."""
     from ..magicapture_core.backbone import from_comfy_state
+    from ..magicapture_core.ldm import PROMPT_DIM
 
     text_encoder = getattr(clip.cond_stage_model, "clip_l", None)
     if text_encoder is None or not hasattr(clip.tokenizer, "clip_l"):
         raise MagiCaptureError("CLIP is not that of an SD1.5 model: load an SD1.5 checkpoint")
     predicts: str = model.model.model_type.name
+    width = model.model.model_config.unet_config.get("context_dim")
+    if width != PROMPT_DIM:  # before a copy in fp32 is made of what may be fifty gigabytes
+        raise MagiCaptureError(
+            f"MODEL is not SD1.5 (its prompts are {width} wide, not {PROMPT_DIM}): load an SD1.5 checkpoint"
+        )
     return from_comfy_state(
         unet=plain_weights(model, "diffusion_model."),
         text_encoder=plain_weights(clip.patcher, "clip_l.transformer."),

@@ -104,6 +104,13 @@ def test_a_misspelt_setting_is_named(photos, tmp_path, capsys):
     assert "sead" in capsys.readouterr().err
 
 
+def test_a_device_that_is_not_there_is_named(photos, tmp_path, capsys):
+    arguments = train_arguments(photos, tmp_path, *STEPS)
+    arguments[arguments.index("cpu")] = "nonsense"
+    assert main(arguments) == 2
+    assert "--device nonsense" in capsys.readouterr().err
+
+
 def test_every_command_explains_itself(capsys):
     for name in ("demo", "masks", "train", "generate", "attention", "restore", "inspect", "unpack", "models"):
         with pytest.raises(SystemExit) as stopped:

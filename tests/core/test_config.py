@@ -33,6 +33,11 @@ def test_every_fault_is_named():
         parse_config({"seed": -1, "resolution": 100})
 
 
+def test_a_task_stands_once():
+    with pytest.raises(MagiCaptureError, match="each task once"):
+        parse_config({"tuning": {"tasks": ["source", "source"]}})
+
+
 def test_every_knob_explains_itself():
     def knobs(model: type[BaseModel]):
         for name, field in model.model_fields.items():

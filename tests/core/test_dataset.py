@@ -92,3 +92,12 @@ def test_an_empty_side_is_named():
     empty = Portraits(images=torch.zeros(0, 3, 64, 64), masks=torch.zeros(0, 1, 64, 64))
     with pytest.raises(MagiCaptureError, match="style"):
         encode(tiny(), portraits(1), empty, small_config())
+
+
+@pytest.mark.parametrize(("value", "named"), [(0.0, "subject photo 2"), (1.0, "style photo 2")])
+def test_a_photo_whose_mask_would_teach_nothing_is_named(value, named):
+    """A black subject mask has no face to learn, a white style mask nothing around it."""
+    photos = portraits(2)
+    photos.masks[1] = value
+    with pytest.raises(MagiCaptureError, match=named):
+        encode(tiny(), photos, photos, small_config())

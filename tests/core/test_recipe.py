@@ -43,7 +43,7 @@ def test_a_finished_run_leaves_three_files_and_no_state(tmp_path):
     names = ["someone.safetensors", "someone_subject.safetensors", "someone_style.safetensors"]
     assert [file.name for file in result.files] == names
     assert len(result.history) == 6
-    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["result.json"]
+    assert [path.name for path in (tmp_path / "work").iterdir()] == [f"result-{result.key[:16]}.json"]
     loaded = artifact.load(result.files[0])
     assert loaded.architecture == "magicapture-tiny"
     assert [token.placeholder for token in loaded.tokens] == ["<subject>", "<style>"]
@@ -60,6 +60,30 @@ def test_a_stopped_run_resumes_to_the_same_file(tmp_path, stop_after):
     assert resumed.history == whole.history
     for left, right in zip(whole.files, resumed.files, strict=True):
         assert same(load_file(left), load_file(right))
+
+
+def test_a_stop_on_the_last_step_comes_too_late_to_lose_anything(tmp_path):
+    with pytest.raises(Stop):
+        personalize(tmp_path, stop_after=6)
+    key = recipe.result_key(tiny(), SUBJECT, STYLE, small_config())
+    kept = recipe.find_result(tmp_path / "work", key)
+    assert kept is not None
+    assert len(kept.history) == 6
+
+
+def test_each_configuration_keeps_its_own_result(tmp_path):
+    configs = [small_config(seed=seed) for seed in (0, 1)]
+    results = [personalize(tmp_path, config=config)[0] for config in configs]
+    keys = [recipe.result_key(tiny(), SUBJECT, STYLE, config) for config in configs]
+    assert [recipe.find_result(tmp_path / "work", key) for key in keys] == results
+    assert recipe.missing_files(tmp_path / "work") == []
+    results[0].files[0].unlink()
+    assert recipe.missing_files(tmp_path / "work") == [str(results[0].files[0])]
+
+
+def test_what_only_costs_time_or_memory_does_not_decide_the_result():
+    configs = [small_config(), small_config(batch_size=3), small_config(gradient_checkpointing=True)]
+    assert len({recipe.result_key(tiny(), SUBJECT, STYLE, config) for config in configs}) == 1
 
 
 def test_without_resume_it_starts_anew(tmp_path):

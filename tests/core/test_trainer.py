@@ -135,6 +135,13 @@ def test_words_with_a_learning_rate_of_zero_stay(backbone, dataset):
     assert all(torch.equal(a, b) for a, b in zip(first, last, strict=True))
 
 
+def test_the_words_move_beside_a_lora_of_the_text_encoder(backbone, dataset):
+    """peft freezes what is not its own when it is injected."""
+    config = small_config(inversion={"num_steps": 0}, tuning={"num_steps": 2}, lora={"text_encoder": True})
+    first, last = [[token.vectors for token in step.run.tokens()] for step in train(backbone, dataset, config)]
+    assert all(not torch.equal(a, b) for a, b in zip(first, last, strict=True))
+
+
 def test_no_refocusing_in_phase_one(backbone, dataset):
     attention = [float(step.losses.attention) for step in train(backbone, dataset, small_config())]
     assert attention[:3] == [0, 0, 0]

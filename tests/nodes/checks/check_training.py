@@ -132,7 +132,7 @@ def check_cancel_resume_and_keep(pack, loaded):
         assert steps.seen, change
 
     marks = [node.fingerprint_inputs(name="inside", train_again=False)]
-    Path(marks[0][0][0]).unlink()
+    (Path(folder_paths.get_folder_paths("loras")[0]) / "inside.safetensors").unlink()
     marks.append(node.fingerprint_inputs(name="inside", train_again=False))
     assert marks[0] != marks[1]
     with Steps(cancel_at=1) as steps, contextlib.suppress(comfy.model_management.InterruptProcessingException):
