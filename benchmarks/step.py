@@ -150,7 +150,7 @@ def report(name: str, pixels: int, ours: list[float], theirs: list[float]) -> No
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 256], help="pixels")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[64, 128, 256], help="pixels")
     parser.add_argument(
         "--refocusing-sizes", type=int, nargs="*", default=[256], help="pixels; attention loss on / off"
     )
