@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 from comfy_api.latest import io
 
-from ..magicapture_core.config import PRESETS, Preset, TrainConfig, parse_config
+from ..magicapture_core.config import Preset, TrainConfig, parse_config
 from .sockets import SettingsType, schema, settings_sockets, settings_values
 
 CUSTOM: Literal["custom"] = "custom"
-OFFERED = tuple(name for name in PRESETS if name != "tiny")  # which is for a model that ComfyUI does not have
+OFFERED: tuple[Preset, ...] = ("quick", "standard", "paper")  # `tiny` is for a model that ComfyUI does not have
 WIDGETS = {  # id -> folded away; saved workflows hold values by position, so new ones go to the end
     "inversion_num_steps": False,
     "tuning_num_steps": False,

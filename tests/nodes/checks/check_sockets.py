@@ -79,7 +79,7 @@ def check_presets_replace_three_widgets(pack):
     config = module(pack, "magicapture_core.config")
     inputs = sockets.settings_sockets(config.parse_config({}), settings.WIDGETS)
     mine = {s.id: s.default for s in inputs} | {"inversion_num_steps": 7, "accumulate": 9, "lora_rank": 32}
-    for name in config.PRESETS:
+    for name in settings.OFFERED:
         preset, chosen = config.TrainConfig.preset(name), settings.chosen_config(name, mine)
         assert chosen.inversion.num_steps == preset.inversion.num_steps
         assert chosen.tuning.num_steps == preset.tuning.num_steps
