@@ -67,8 +67,15 @@ def read_portraits(
     from .images import join_notes, list_photos, load_mask, load_photos
     from .masks import MaskOptions, prepare_portraits, require_portraits
 
-    photos, notes = load_photos(list_photos(folder))
-    given = [load_mask(mask) if (mask := _mask_of(name, masks_folder)) else None for name, _ in photos]
+    readable, notes = load_photos(list_photos(folder))
+    photos, given = [], []
+    for name, image in readable:
+        try:
+            given.append(load_mask(mask) if (mask := _mask_of(name, masks_folder)) else None)
+        except MagiCaptureError as error:
+            notes.append(PhotoNote(file_name=name, used=False, text=f"its mask: {error}"))
+            continue
+        photos.append((name, image))
     needs_detector = any(mask is None for mask in given)
     try:
         detector = load_face_detector() if needs_detector else None
@@ -149,6 +156,10 @@ def train(arguments: Namespace) -> Result:
     with progress(config.num_steps, "training") as bar, stoppable() as stopped:
 
         def on_step(step: TrainStep) -> None:
+            if arguments.resume and not bar.n:
+                bar.write(
+                    f"goes on at step {step.step}" if step.step > 1 else "no state to go on from", file=sys.stderr
+                )
             bar.update(step.step - bar.n)
             bar.set_postfix(phase=step.phase, loss=f"{float(step.losses.total):.4f}")
             if step.step % max(1, config.num_steps // PREVIEWS) == 0:

@@ -1,6 +1,7 @@
 """The terminal as a user has it: a process, its exit code, its two streams."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from magicapture_core.__main__ import build_parser, main
-from magicapture_core.commands import read_config
+from magicapture_core.commands import read_config, read_portraits
 from magicapture_core.images import load_photo, save_image
 
 ROOT = Path(__file__).parents[2]
@@ -109,6 +110,14 @@ def test_a_device_that_is_not_there_is_named(photos, tmp_path, capsys):
     arguments[arguments.index("cpu")] = "nonsense"
     assert main(arguments) == 2
     assert "--device nonsense" in capsys.readouterr().err
+
+
+def test_a_broken_mask_leaves_out_its_photo_alone(photos, tmp_path):
+    shutil.copytree(photos / "subject-masks", tmp_path / "masks")
+    (tmp_path / "masks" / "0.png").write_bytes(b"no picture")
+    portraits, notes = read_portraits(photos / "subject", tmp_path / "masks", 64, "subject")
+    assert [face.file_name for face in portraits.faces] == ["1.png"]
+    assert [note.used for note in notes if note.file_name == "0.png"] == [False]
 
 
 def test_every_command_explains_itself(capsys):
