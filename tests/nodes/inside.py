@@ -78,7 +78,7 @@ def run(checkpoint: Path, folder: Path, only: str = "check_*") -> dict[str, str]
                         given["loaded"] = load_checkpoint(checkpoint)
                     check(**{key: given[key] for key in wanted})
                 results[f"{path.stem}.{name}"] = ""
-            except Exception:
+            except Exception:  # whatever a check raises is its result; the test that asked shows it and fails
                 results[f"{path.stem}.{name}"] = traceback.format_exc()
     return results
 
