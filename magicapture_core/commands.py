@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from . import artifact as artifacts
 from . import models as known
 from .config import PRESETS, TrainConfig, parse_config
-from .prompts import COMPOSED_PROMPT
+from .prompts import COMPOSED_PROMPT, fill, fill_prompt
 from .types import MagiCaptureError, PhotoNote, Portraits, Side
 
 if TYPE_CHECKING:
@@ -190,7 +190,6 @@ def train(arguments: Namespace) -> Result:
 
 def save_preview(step: TrainStep, config: TrainConfig, folder: Path) -> None:
     from .images import save_image
-    from .prompts import fill
 
     prompt = fill(COMPOSED_PROMPT, config.subject.placeholder_token, config.style.placeholder_token)
     size = (config.resolution, config.resolution)
@@ -232,7 +231,6 @@ def generate(arguments: Namespace) -> Result:
 def attention(arguments: Namespace) -> Result:
     from . import heatmaps
     from .images import save_image
-    from .sampler import fill_prompt
     from .sampler import generate as sample
 
     artifact = artifacts.load(arguments.lora)

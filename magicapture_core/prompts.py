@@ -6,7 +6,12 @@ arXiv 2309.06895); the others say the same in other words, so that the learned w
 
 from __future__ import annotations
 
-from .types import Task
+from typing import TYPE_CHECKING, get_args
+
+from .types import MagiCaptureError, Side, Task
+
+if TYPE_CHECKING:
+    from .artifact import Artifact
 
 TEMPLATES: dict[Task, tuple[str, ...]] = {
     "source": (
@@ -46,3 +51,13 @@ COMPOSED_PROMPT = TEMPLATES["composed"][0]
 def fill(template: str, subject: str, style: str) -> str:
     """The template with both placeholder tokens in their places; other text, braces too, stays as it is."""
     return template.replace("{subject}", subject).replace("{style}", style)
+
+
+def fill_prompt(prompt: str, artifact: Artifact | None) -> str:
+    """`{subject}` and `{style}` become the artifact's learned words. Raises MagiCaptureError for one that it lacks."""
+    words = {token.name: token.placeholder for token in artifact.tokens} if artifact else {}
+    missing = [f"{{{side}}}" for side in get_args(Side) if f"{{{side}}}" in prompt and side not in words]
+    if missing:
+        owner = artifact.name if artifact else "a model without a MagiCapture LoRA"
+        raise MagiCaptureError(f"prompt: {owner} has no learned word for {' and '.join(missing)}; leave it out")
+    return fill(prompt, words.get("subject", ""), words.get("style", ""))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import kohya, lora, tokens
 from .attention import capture
-from .prompts import COMPOSED_PROMPT, fill
+from .prompts import COMPOSED_PROMPT, fill_prompt
 from .tokens import Vocabulary
 from .types import MagiCaptureError
 
@@ -44,12 +44,6 @@ def applied(backbone: Backbone, artifact: Artifact | None, strength: float = 1.0
             stack.enter_context(lora.applied(model, kohya.from_kohya(artifact.lora, prefix, model), strength))
         stack.enter_context(tokens.injected(backbone.text_encoder, artifact.tokens))
         yield Vocabulary.of(backbone.tokenizer, artifact.tokens)
-
-
-def fill_prompt(prompt: str, artifact: Artifact | None) -> str:
-    """`{subject}` and `{style}` become the artifact's learned words; without one, nothing."""
-    words = {token.name: token.placeholder for token in artifact.tokens} if artifact else {}
-    return fill(prompt, words.get("subject", ""), words.get("style", ""))
 
 
 def generate(

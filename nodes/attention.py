@@ -8,8 +8,8 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..magicapture_core.prompts import COMPOSED_PROMPT, fill, fill_prompt
 from ..magicapture_core.types import MagiCaptureError
-from .columns import fill_prompt
 from .recording import record_attention, record_sampling
 from .sockets import ArtifactType, advanced, masks_to_comfy, masks_to_core, schema, show, to_comfy, to_core
 
@@ -182,8 +182,6 @@ class AttentionMapViewer(io.ComfyNode):
 
 
 def prompt_input(meaning: str) -> Any:
-    from ..magicapture_core.prompts import COMPOSED_PROMPT, fill
-
     default = fill(COMPOSED_PROMPT, "<subject>", "<style>")
     return text_input("prompt", default, meaning + PROMPT_TOOLTIP)
 

@@ -18,14 +18,6 @@ from ..magicapture_core.types import MagiCaptureError
 Entry = int | Tensor  # a token id, or the row [C] of a learned word
 
 
-def fill_prompt(prompt: str, artifact: Any) -> str:
-    """The prompt with the artifact's placeholders for {subject} and {style}."""
-    from ..magicapture_core.prompts import fill
-
-    placeholders = {token.name: token.placeholder for token in artifact.tokens} if artifact else {}
-    return fill(prompt, placeholders.get("subject", "{subject}"), placeholders.get("style", "{style}"))
-
-
 def split_words(words: str) -> list[str]:
     """`face, blue hair` or one word a line -> words without doubles, in their order."""
     return list(dict.fromkeys(word.strip() for word in re.split(r"[,\n]", words) if word.strip()))

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..magicapture_core.prompts import fill_prompt
 from ..magicapture_core.types import MagiCaptureError
-from .columns import fill_prompt, word_columns
+from .columns import word_columns
 
 KEY = "magicapture_attention"
 BLOCKS = [("middle", 0), *((part, number) for part in ("input", "output") for number in range(12))]  # of SD1.5

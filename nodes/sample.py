@@ -8,7 +8,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..magicapture_core.prompts import COMPOSED_PROMPT, fill
+from ..magicapture_core.prompts import COMPOSED_PROMPT, fill_prompt
 from ..magicapture_core.types import MagiCaptureError
 from . import patching
 from .sockets import MAX_INT, ArtifactType, schema, show
@@ -135,15 +135,6 @@ class ComposedPromptSampler(io.ComfyNode):
 
 def _strength(name: str, tooltip: str) -> Any:
     return io.Float.Input(name, default=1.0, min=-10.0, max=10.0, step=0.05, tooltip=tooltip)
-
-
-def fill_prompt(prompt: str, artifact: Artifact) -> str:
-    """The prompt with the artifact's words; a placeholder that it has no word for is refused."""
-    words = {token.name: token.placeholder for token in artifact.tokens}
-    missing = [f"{{{side}}}" for side in ("subject", "style") if f"{{{side}}}" in prompt and side not in words]
-    if missing:
-        raise MagiCaptureError(f"prompt: {artifact.name} has no word for {' and '.join(missing)}; leave it out")
-    return fill(prompt, words.get("subject", ""), words.get("style", ""))
 
 
 def sample_each(

@@ -1,6 +1,9 @@
 import pytest
+import torch
 
-from magicapture_core.prompts import TEMPLATES, fill
+from magicapture_core.artifact import Artifact
+from magicapture_core.prompts import TEMPLATES, fill, fill_prompt
+from magicapture_core.types import MagiCaptureError, Token
 
 HOLDS = {"source": (1, 0), "reference": (0, 1), "composed": (1, 1)}
 
@@ -14,3 +17,14 @@ def test_every_template_holds_its_placeholders_once(task):
 
 def test_fill_leaves_other_braces_alone():
     assert fill("{subject} in {style}, {red|blue}", "<a>", "<b>") == "<a> in <b>, {red|blue}"
+
+
+def test_a_prompt_gets_the_words_of_the_artifact_and_no_others():
+    word = Token(name="subject", placeholder="<ada>", initializer="", vectors=torch.zeros(1, 4))
+    ada = Artifact(name="ada", architecture="", tokens=(word,), lora={})
+    assert fill_prompt("{subject}, {red|blue}", ada) == "<ada>, {red|blue}"
+    assert fill_prompt("a cat", None) == "a cat"
+    with pytest.raises(MagiCaptureError, match=r"ada has no learned word for \{style\}"):
+        fill_prompt("{subject} in {style}", ada)
+    with pytest.raises(MagiCaptureError, match=r"without a MagiCapture LoRA .* \{subject\} and \{style\}"):
+        fill_prompt("{style} of {subject}", None)

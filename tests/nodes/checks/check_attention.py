@@ -353,6 +353,7 @@ def check_the_viewer_says_what_is_missing(pack, loaded):
         ({"record": seen}, "images: connect"),
         ({"record": seen, "images": images}, "it holds no attention maps"),
         ({"model": model, "clip": clip, "vae": vae, "mask": torch.ones(3, 8, 8)}, "3 masks for 2 pictures"),
+        ({"model": model, "clip": clip, "vae": vae, "prompt": "a {subject}"}, "no learned word for {subject}"),
     ):
         with refused(message):
             viewer(pack, **inputs)
