@@ -76,7 +76,7 @@ def test_the_core_imports_only_itself(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [*sources("portraitbench"), *sources("benchmarks"), *sources("examples")], ids=lambda path: path.name
+    "path", [*sources("portraitbench"), *sources("benchmarks"), *sources("scripts")], ids=lambda path: path.name
 )
 def test_the_bench_knows_no_comfyui(path: Path) -> None:
     assert bench_faults(path.read_text("ascii")) == []

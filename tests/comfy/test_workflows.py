@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -73,8 +74,13 @@ def test_checkpoints_are_named_for_the_missing_model_dialog() -> None:
 
 
 def test_the_templates_browser_lists_them(server: ComfyServer) -> None:
+    """And serves what it lists, at the page's own address: the first of the folders with a customary name wins."""
     listed = server.get("/workflow_templates")["ComfyUI-MagiCapture"]
     assert sorted(listed) == [path.stem for path in FILES]
+    for path in FILES:
+        address = f"/api/workflow_templates/ComfyUI-MagiCapture/{quote(path.stem)}"
+        assert json.loads(server.fetch(f"{address}.json")) == load(path)
+        assert server.fetch(f"{address}.jpg") == path.with_suffix(".jpg").read_bytes()
 
 
 def test_every_workflow_runs(server: ComfyServer) -> None:

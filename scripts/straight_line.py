@@ -1,4 +1,4 @@
-"""The straight line without ComfyUI, from two folders of photos to portraits: `python -m examples.straight_line`.
+"""The straight line without ComfyUI, from two folders of photos to portraits: `python -m scripts.straight_line`.
 
 With an SD1.5 checkpoint: `backbone = from_checkpoint(Path("sd15.safetensors"))` and `TrainConfig.preset("standard")`.
 """
