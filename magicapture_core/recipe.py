@@ -54,6 +54,7 @@ def personalize(
     name: str,
     folder: Path,
     save: Callable[[Artifact], list[Path]],
+    key: str = "",
     device: torch.device | str = "cpu",
     resume: bool = True,
     on_estimate: Callable[[Estimate], None] = lambda estimate: None,
@@ -62,13 +63,14 @@ def personalize(
     """Encode, invert, tune, save. The backbone is moved to the device and the configuration's precision.
 
     folder: keeps the state and the result of this name. save: puts the artifact where it belongs, returns its files.
+    key: the `result_key` of these inputs, from a caller who has it: it hashes every weight.
     on_step may look at the live run, make previews, and raise whatever it likes to stop: the state is then on the disk,
     and the next call with the same inputs and `resume` goes on from it, bit for bit.
     """
     check_name(name)
     if not config.inversion.num_steps + config.tuning.num_steps:
         raise MagiCaptureError("nothing to train: inversion.num_steps and tuning.num_steps are both 0")
-    key = result_key(backbone, subject, style, config)
+    key = key or result_key(backbone, subject, style, config)
     backbone.to(torch.device(device), resolve_dtype(config, torch.device(device)))
     dataset = encode(backbone, subject, style, config)
     on_estimate(estimate(backbone, dataset, config))

@@ -157,6 +157,7 @@ def train(
             name=name,
             folder=progress.folder,
             save=save_and_check,
+            key=progress.key,
             device=model_management.get_torch_device(),
             resume=not train_again,
             on_estimate=progress.estimated,

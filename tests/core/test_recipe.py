@@ -86,6 +86,12 @@ def test_what_only_costs_time_or_memory_does_not_decide_the_result():
     assert len({recipe.result_key(tiny(), SUBJECT, STYLE, config) for config in configs}) == 1
 
 
+def test_a_key_that_the_caller_has_is_not_computed_again(tmp_path):
+    key = recipe.result_key(tiny(), SUBJECT, STYLE, small_config(seed=1))
+    result, _ = personalize(tmp_path, key=key)
+    assert recipe.find_result(tmp_path / "work", key) == result
+
+
 def test_without_resume_it_starts_anew(tmp_path):
     with pytest.raises(Stop):
         personalize(tmp_path, stop_after=2)
