@@ -153,6 +153,8 @@ def train(arguments: Namespace) -> Result:
     style, style_notes = read_portraits(arguments.style, arguments.style_masks, config.resolution, "style")
     backbone = read_backbone(arguments.checkpoint)
     folder = arguments.output / "magicapture" / arguments.name
+    key = recipe.result_key(backbone, subject, style, config)
+    samples = recipe.samples_folder(folder, key)
     with progress(config.num_steps, "training") as bar, stoppable() as stopped:
 
         def on_step(step: TrainStep) -> None:
@@ -163,7 +165,7 @@ def train(arguments: Namespace) -> Result:
             bar.update(step.step - bar.n)
             bar.set_postfix(phase=step.phase, loss=f"{float(step.losses.total):.4f}")
             if step.step % max(1, config.num_steps // PREVIEWS) == 0:
-                save_preview(step, config, folder / "samples")
+                save_preview(step, config, samples)
             if stopped():
                 raise Cancelled(f"The state of step {step.step} is kept; the same command with --resume goes on")
 
@@ -175,6 +177,7 @@ def train(arguments: Namespace) -> Result:
             name=arguments.name,
             folder=folder,
             save=lambda made: list(artifacts.save(made, arguments.output)),
+            key=key,
             device=pick_device(arguments.device),
             resume=arguments.resume,
             on_estimate=lambda estimate: bar.write(f"estimate: {estimate}", file=sys.stderr),
@@ -182,7 +185,7 @@ def train(arguments: Namespace) -> Result:
         )
     said: Result = {"lora": str(result.files[0]), "embeddings": [str(file) for file in result.files[1:]]}
     said |= {"photos": [str(note) for note in [*subject_notes, *style_notes]], "steps": config.num_steps}
-    said |= {"loss": result.history[-1][-1], "model": backbone.architecture}
+    said |= {"loss": result.history[-1][-1], "samples": str(samples), "model": backbone.architecture}
     if arguments.checkpoint is None:
         said["note"] = "trained on the embedded tiny model, for a first look; give --checkpoint for your SD1.5 model"
     return said

@@ -158,6 +158,11 @@ def missing_files(folder: Path) -> list[str]:
     return [str(file) for result in results if result for file in result.files if not file.is_file()]
 
 
+def samples_folder(folder: Path, key: str) -> Path:
+    """Where the sample pictures of the training of this key belong, apart from those of others with its name."""
+    return folder / f"samples-{key[:16]}"
+
+
 def _result_file(folder: Path, key: str) -> Path:
     return folder / f"result-{key[:16]}.json"
 

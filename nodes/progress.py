@@ -62,8 +62,9 @@ class Progress:
     def samples(self) -> Tensor:
         """The sample pictures of a training [N,3,H,W], from the disk; a black one where they were deleted."""
         from ..magicapture_core.images import load_photo
+        from ..magicapture_core.recipe import samples_folder
 
-        pictures = [load_photo(path) for path in sorted(self._samples_folder().glob("*.png"))]
+        pictures = [load_photo(path) for path in sorted(samples_folder(self.folder, self.key).glob("*.png"))]
         side = self.config.resolution
         return torch.stack(pictures) if pictures else torch.zeros(1, 3, side, side)
 
@@ -75,6 +76,7 @@ class Progress:
         from comfy.model_management import throw_exception_if_processing_interrupted
 
         from ..magicapture_core.images import save_image, to_pil
+        from ..magicapture_core.recipe import samples_folder
 
         prompt = fill(COMPOSED_PROMPT, self.config.subject.placeholder_token, self.config.style.placeholder_token)
         side = self.config.resolution
@@ -85,11 +87,8 @@ class Progress:
             size=(side, side),
             on_step=lambda *_: throw_exception_if_processing_interrupted(),
         )[0]
-        save_image(picture, self._samples_folder() / f"step-{step.step:06d}.png")
+        save_image(picture, samples_folder(self.folder, self.key) / f"step-{step.step:06d}.png")
         return "JPEG", to_pil(picture), 512
-
-    def _samples_folder(self) -> Path:
-        return self.folder / f"samples-{self.key[:16]}"
 
     def _show(self, text: str) -> None:
         """A line of text on the running node, where a page is there to show it."""

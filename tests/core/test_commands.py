@@ -50,7 +50,6 @@ def test_train_generate_attention_inspect_unpack(photos, tmp_path, capsys):
     assert trained["model"] == "magicapture-tiny"
     assert "tiny" in trained["note"]
     assert all(Path(file).is_file() for file in [trained["lora"], *trained["embeddings"]])
-    assert list((tmp_path / "magicapture" / "someone" / "samples").glob("*.png"))
 
     sampling = ("--lora", trained["lora"], "--output", tmp_path / "out", "--num-steps", 2, "--device", "cpu")
     pictures = run("generate", *sampling, "--count", 2)["images"]
@@ -61,6 +60,16 @@ def test_train_generate_attention_inspect_unpack(photos, tmp_path, capsys):
 
     assert run("inspect", trained["lora"])["architecture"] == "magicapture-tiny"
     assert len(run("unpack", trained["lora"], "--output", tmp_path / "words")["embeddings"]) == 2
+
+
+def test_each_training_has_a_folder_of_samples(photos, tmp_path, capsys):
+    """Of one name and other settings: the pictures of two steps and those of one do not mix."""
+    for tuning_steps in (1, 0):
+        steps = ("--inversion-steps", "1", "--tuning-steps", str(tuning_steps))
+        assert main(train_arguments(photos, tmp_path, *steps, "--json")) == 0
+        folder = Path(json.loads(capsys.readouterr().out)["samples"])
+        assert folder.parent == tmp_path / "magicapture" / "someone"
+        assert len(list(folder.iterdir())) == 1 + tuning_steps
 
 
 def test_bad_input_is_exit_code_two_and_one_line(tmp_path, capsys):
