@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,7 +33,27 @@ if TYPE_CHECKING:
 
 STATE_EVERY = 100  # steps between two states on the disk
 KEY_FORMAT = "1"  # raised when the same inputs would train differently
+OUT_OF_MEMORY = (
+    "out of memory: switch on gradient_checkpointing or lower batch_size and resume at the last step; or train anew "
+    "with a smaller resolution or lora_rank"
+)
 TERMS = ("reconstruction", "attention", "total")  # a row of the history
+
+P, R = ParamSpec("P"), TypeVar("R")
+
+
+def telling_out_of_memory(function: Callable[P, R]) -> Callable[P, R]:
+    """The same function; where memory runs out it raises MagiCaptureError with the remedy."""
+
+    @wraps(function)
+    def telling(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except torch.OutOfMemoryError:
+            pass  # told below: here the traceback would hold on to the memory of the failed step
+        raise MagiCaptureError(OUT_OF_MEMORY)
+
+    return telling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +66,7 @@ class Result:
     history: list[list[float]]
 
 
+@telling_out_of_memory
 def personalize(
     backbone: Backbone,
     subject: Portraits,
@@ -65,7 +87,7 @@ def personalize(
     folder: keeps the state and the result of this name. save: puts the artifact where it belongs, returns its files.
     key: the `result_key` of these inputs, from a caller who has it: it hashes every weight.
     on_step may look at the live run, make previews, and raise whatever it likes to stop: the state is then on the disk,
-    and the next call with the same inputs and `resume` goes on from it, bit for bit.
+    as it is when memory runs out, and the next call with the same inputs and `resume` goes on from it, bit for bit.
     """
     check_name(name)
     if not config.inversion.num_steps + config.tuning.num_steps:
@@ -79,24 +101,43 @@ def personalize(
     state = _load_state(state_file) if resume else {}
     history: list[list[float]] = state.pop("history", torch.empty(0, 3)).tolist()
     result = None
+
+    def keep(step: TrainStep) -> None:
+        _save_state(state_file, step, history)
+
     with closing(train(backbone, dataset, config, state)) as steps:
-        for step in steps:
+        for step in _kept_out_of_memory(steps, keep):
             history.append([float(getattr(step.losses, term)) for term in TERMS])
             if step.step == step.num_steps:  # kept before anyone can say stop
                 files = save(to_artifact(step, backbone.architecture, config, name))
                 result = Result(key=key, files=files, history=history)
                 _save_result(folder, result)
             elif step.step % STATE_EVERY == 0:
-                _save_state(state_file, step, history)
+                keep(step)
             try:
                 on_step(step)
             except BaseException:  # the host's own way to say stop may be none of Exception's
                 if result is None:
-                    _save_state(state_file, step, history)
+                    keep(step)
                 raise
     assert result is not None  # a state is only kept before the last step
     state_file.unlink(missing_ok=True)
     return result
+
+
+def _kept_out_of_memory(steps: Iterable[TrainStep], keep: Callable[[TrainStep], None]) -> Iterator[TrainStep]:
+    """The same steps; when memory runs out in one, the state after the one before it is kept.
+
+    It can be: the optimizer moves nothing before all of a step's passes are done.
+    """
+    step = None
+    try:
+        for step in steps:
+            yield step
+    except torch.OutOfMemoryError:
+        if step is not None:
+            keep(step)
+        raise
 
 
 def resolve_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:

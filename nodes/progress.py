@@ -27,7 +27,6 @@ class Progress:
         self.config, self.folder, self.preview_every = config, folder, preview_every
         self.key = ""  # of this training's inputs
         self.lines: list[str] = []
-        self.estimate = "not estimated"
         self._node_id = node_id
         self._bar: Any = None
         self._spoke_at = 0.0
@@ -39,7 +38,6 @@ class Progress:
         self._show(text)
 
     def estimated(self, estimate: Estimate) -> None:
-        self.estimate = str(estimate)
         self.say(f"Estimated before the start: {estimate}.")
 
     def stepped(self, step: TrainStep) -> None:

@@ -147,7 +147,6 @@ def train(
         return kept, read_back(kept.files)
     model_management.unload_all_models()
     model_management.soft_empty_cache()
-    result = None
     try:
         result = recipe.personalize(
             backbone,
@@ -163,17 +162,10 @@ def train(
             on_estimate=progress.estimated,
             on_step=progress.stepped,
         )
-    except model_management.OOM_EXCEPTION:
-        pass  # raised below: here its traceback would hold the step's memory
     finally:
         backbone.to(torch.device("meta"), torch.float32)  # frees the weights, even while a traceback holds the modules
         gc.collect()
         model_management.soft_empty_cache()
-    if result is None:
-        raise MagiCaptureError(
-            f"out of memory ({progress.estimate}): switch on gradient_checkpointing, or take a smaller resolution or "
-            "lora_rank in MagiCapture Settings"
-        )
     return result, read_back(result.files)
 
 

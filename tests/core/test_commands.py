@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from magicapture_core.__main__ import build_parser, main
 from magicapture_core.commands import read_config, read_portraits
@@ -94,6 +95,24 @@ def test_ctrl_c_is_130_with_a_state_that_resume_goes_on_from(photos, tmp_path, c
     assert "--resume" in rest
     [state] = (tmp_path / "magicapture" / "someone").glob("state-*.safetensors")
     assert state.is_file()
+
+
+def test_out_of_memory_is_one_line_with_a_state_that_resume_goes_on_from(photos, tmp_path, capsys):
+    """In the third step: the estimate makes two passes, and each step of phase 1 two."""
+    passes = []
+
+    def run_out(module, inputs):
+        if type(module).__name__ == "UNet2DConditionModel" and torch.is_grad_enabled():  # no preview
+            passes.append(module)
+            if len(passes) > 6:
+                raise torch.OutOfMemoryError("no GPU has this much")
+
+    arguments = train_arguments(photos, tmp_path, "--inversion-steps", "4", "--tuning-steps", "0")
+    with register_module_forward_pre_hook(run_out):
+        assert main(arguments) == 2
+    assert "magicapture train: out of memory: switch on gradient_checkpointing" in capsys.readouterr().err
+    assert main([*arguments, "--resume"]) == 0
+    assert "goes on at step 3" in capsys.readouterr().err
 
 
 def test_settings_come_from_preset_then_file_then_flags(tmp_path):

@@ -1,4 +1,6 @@
-"""The whole line at tiny size: what is on the disk after a finish, a cancel, a resume."""
+"""The whole line at tiny size: what is on the disk after a finish, a cancel, a resume, and when memory runs out."""
+
+import weakref
 
 import pytest
 import torch
@@ -7,7 +9,7 @@ from safetensors.torch import load_file
 from magicapture_core import artifact, recipe
 from magicapture_core.backbone import tiny
 from magicapture_core.types import MagiCaptureError, Portraits
-from tests.small import portraits, same, small_config
+from tests.small import portraits, same, small_config, weights
 
 SUBJECT, STYLE = portraits(2), portraits(3, seed=1)
 
@@ -16,7 +18,7 @@ class Stop(BaseException):
     """As a host's own way to say stop."""
 
 
-def personalize(folder, stop_after=None, config=None, **options):
+def personalize(folder, stop_after=None, config=None, backbone=None, **options):
     def on_step(step):
         steps.append(step.step)
         if step.step == stop_after:
@@ -25,7 +27,7 @@ def personalize(folder, stop_after=None, config=None, **options):
     steps: list[int] = []
     options.setdefault("on_step", on_step)
     result = recipe.personalize(
-        tiny(),
+        backbone or tiny(),
         SUBJECT,
         STYLE,
         config or small_config(),
@@ -60,6 +62,31 @@ def test_a_stopped_run_resumes_to_the_same_file(tmp_path, stop_after):
     assert resumed.history == whole.history
     for left, right in zip(whole.files, resumed.files, strict=True):
         assert same(load_file(left), load_file(right))
+
+
+@pytest.mark.parametrize("last", [1, 3, 4])
+def test_out_of_memory_is_one_line_gives_memory_back_and_resumes(tmp_path, last):
+    """In the step after `last`, the first of phase 2 among them. The retry spends less memory, as the line says."""
+    whole, _ = personalize(tmp_path / "whole")
+    backbone, activations, done = tiny(), [], []
+    before = weights(backbone.unet, backbone.text_encoder)
+
+    def run_out(module, inputs):
+        if len(done) == last:
+            activations.append(weakref.ref(inputs[0]))
+            raise torch.OutOfMemoryError("no GPU has this much")
+
+    backbone.unet.conv_out.register_forward_pre_hook(run_out)
+    with pytest.raises(MagiCaptureError, match=r"^out of memory: .*gradient_checkpointing.*resolution") as failure:
+        personalize(tmp_path / "short", backbone=backbone, on_step=done.append)
+    assert "\n" not in str(failure.value)
+    assert [activation() for activation in activations] == [None]
+    assert same(weights(backbone.unet, backbone.text_encoder), before)
+
+    resumed, steps = personalize(tmp_path / "short", config=small_config(gradient_checkpointing=True))
+    assert steps == list(range(last + 1, 7))
+    assert resumed.history == whole.history
+    assert same(load_file(whole.files[0]), load_file(resumed.files[0]))
 
 
 def test_a_stop_on_the_last_step_comes_too_late_to_lose_anything(tmp_path):

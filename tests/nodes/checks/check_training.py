@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from crafted import random_artifact
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 
 def module(pack, name):
@@ -138,6 +139,29 @@ def check_cancel_resume_and_keep(pack, loaded):
     with Steps(cancel_at=1) as steps, contextlib.suppress(comfy.model_management.InterruptProcessingException):
         node.execute(**given)
     assert steps.seen, "a deleted file trains again"
+
+
+def check_out_of_memory_is_one_line_and_the_next_queue_goes_on(pack, loaded):
+    """In the second step: what to do is said, the models stay as they are, and the first step is not lost."""
+    node, types = module(pack, "nodes.train").TrainMagiCaptureLoRA, module(pack, "magicapture_core.types")
+    node, given, before = node.PREPARE_CLASS_CLONE(None), inputs(pack, loaded, name="short"), as_bytes(loaded)
+
+    def run_out(layer, inputs):
+        if type(layer).__name__ == "UNet2DConditionModel" and 1 in steps.seen:
+            raise torch.OutOfMemoryError("no GPU has this much")
+
+    message = ""
+    with Steps() as steps, register_module_forward_pre_hook(run_out):
+        try:
+            node.execute(**given)
+        except types.MagiCaptureError as error:
+            message = str(error)
+    assert message.startswith("out of memory: switch on gradient_checkpointing")
+    assert "\n" not in message
+    assert same(before, as_bytes(loaded))
+    with Steps() as steps:
+        node.execute(**given)
+    assert min(step for step in steps.seen if step) == 2, steps.seen
 
 
 def check_other_models_are_refused(pack, loaded):
