@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import patching
-from .sockets import ArtifactType, schema
+from .sockets import ArtifactType, checkpoint_inputs, schema, strength_input
 
 
 class LoadMagiCaptureLoRA(io.ComfyNode):
@@ -19,28 +19,18 @@ class LoadMagiCaptureLoRA(io.ComfyNode):
             description="Puts a trained LoRA on MODEL and CLIP and teaches the CLIP its words: then <subject> and "
             "<style> can be written in any prompt node.",
             inputs=[
-                io.Model.Input("model", tooltip="An SD1.5 model."),
-                io.Clip.Input("clip", tooltip="The CLIP of the same checkpoint."),
+                *checkpoint_inputs(model="An SD1.5 model.", clip="The CLIP of the same checkpoint."),
                 io.Combo.Input(
                     "lora_name",
                     options=patching.choices(),
                     tooltip="A file made by Train MagiCapture LoRA; newest = the last one trained.",
                 ),
-                io.Float.Input(
-                    "strength_model",
-                    default=1.0,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.05,
-                    tooltip="How strongly the LoRA acts on the model. Below 1: closer to the base model.",
+                strength_input(
+                    "strength_model", "How strongly the LoRA acts on the model. Below 1: closer to the base model."
                 ),
-                io.Float.Input(
+                strength_input(
                     "strength_clip",
-                    default=1.0,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.05,
-                    tooltip="How strongly the LoRA's text part acts, where it has one. The learned words always count.",
+                    "How strongly the LoRA's text part acts, where it has one. The learned words always count.",
                 ),
             ],
             outputs=[

@@ -11,7 +11,18 @@ from torch import Tensor
 from ..magicapture_core.prompts import COMPOSED_PROMPT, fill, fill_prompt
 from ..magicapture_core.types import MagiCaptureError
 from .recording import record_attention, record_sampling
-from .sockets import ArtifactType, advanced, masks_to_comfy, masks_to_core, schema, show, to_comfy, to_core
+from .sockets import (
+    ArtifactType,
+    advanced,
+    checkpoint_inputs,
+    masks_to_comfy,
+    masks_to_core,
+    schema,
+    show,
+    text_input,
+    to_comfy,
+    to_core,
+)
 
 RecordType = io.Custom("ATTENTION_RECORD")
 
@@ -35,8 +46,10 @@ class RecordAttention(io.ComfyNode):
             "change. Connect MODEL to the KSampler, and the record with the finished picture to Attention Map Viewer.",
             search_aliases=["attention map", "heatmap", "DAAM"],
             inputs=[
-                io.Model.Input("model", tooltip="Any SD1.5 model, with LoRA, ControlNet, IP-Adapter or without."),
-                io.Clip.Input("clip", tooltip="The CLIP that the positive prompt is encoded with."),
+                *checkpoint_inputs(
+                    model="Any SD1.5 model, with LoRA, ControlNet, IP-Adapter or without.",
+                    clip="The CLIP that the positive prompt is encoded with.",
+                ),
                 prompt_input("The same text that goes into the KSampler's positive prompt; "),
                 words_input(),
                 max_grid_input(),
@@ -89,9 +102,12 @@ class AttentionMapViewer(io.ComfyNode):
                     tooltip="Where the words should look, white = there; one for all pictures or one each. The report "
                     "then says how much of every word's attention falls outside.",
                 ),
-                io.Model.Input("model", optional=True, tooltip="Without a record: any SD1.5 model, to sample with."),
-                io.Clip.Input("clip", optional=True, tooltip="Without a record: the CLIP that goes with the model."),
-                io.Vae.Input("vae", optional=True, tooltip="Without a record: the VAE that goes with the model."),
+                *checkpoint_inputs(
+                    optional=True,
+                    model="Without a record: any SD1.5 model, to sample with.",
+                    clip="Without a record: the CLIP that goes with the model.",
+                    vae="Without a record: the VAE that goes with the model.",
+                ),
                 artifact_input(),
                 prompt_input("Without a record: the positive prompt; "),
                 text_input("negative_prompt", "", "Without a record: what the pictures should not show."),
@@ -188,10 +204,6 @@ def prompt_input(meaning: str) -> Any:
 
 def words_input() -> Any:
     return text_input("words", "person", WORDS_TOOLTIP)
-
-
-def text_input(name: str, default: str, tooltip: str) -> Any:
-    return io.String.Input(name, default=default, multiline=True, dynamic_prompts=False, tooltip=tooltip)
 
 
 def artifact_input() -> Any:

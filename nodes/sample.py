@@ -11,7 +11,7 @@ from torch import Tensor
 from ..magicapture_core.prompts import COMPOSED_PROMPT, fill_prompt
 from ..magicapture_core.types import MagiCaptureError
 from . import patching
-from .sockets import MAX_INT, ArtifactType, schema, show
+from .sockets import MAX_INT, ArtifactType, checkpoint_inputs, schema, show, strength_input, text_input
 
 if TYPE_CHECKING:
     from ..magicapture_core.artifact import Artifact
@@ -30,32 +30,26 @@ class ComposedPromptSampler(io.ComfyNode):
             description="Makes portraits of the learned person in the learned style. Puts the LoRA on MODEL itself, "
             "unless it is there already.",
             inputs=[
-                io.Model.Input("model", tooltip="An SD1.5 model, with or without this LoRA on it."),
-                io.Clip.Input("clip", tooltip="The CLIP of the same checkpoint."),
-                io.Vae.Input("vae", tooltip="Turns latents into pictures."),
+                *checkpoint_inputs(
+                    model="An SD1.5 model, with or without this LoRA on it.",
+                    clip="The CLIP of the same checkpoint.",
+                    vae="Turns latents into pictures.",
+                ),
                 io.Combo.Input(
                     "lora_name",
                     options=patching.choices(),
                     tooltip="A file made by Train MagiCapture LoRA; newest = the last one trained. Counts only while "
                     "no artifact is connected.",
                 ),
-                io.String.Input(
+                text_input(
                     "prompt",
-                    default=COMPOSED_PROMPT,
-                    multiline=True,
-                    dynamic_prompts=False,
-                    tooltip="{subject} and {style} stand for the learned words. Add to the sentence, for example: , "
+                    COMPOSED_PROMPT,
+                    "{subject} and {style} stand for the learned words. Add to the sentence, for example: , "
                     "wearing sunglasses. Weights such as ({style}:0.8) work.",
                 ),
-                io.String.Input(
-                    "negative",
-                    default="",
-                    multiline=True,
-                    dynamic_prompts=False,
-                    tooltip="What the pictures should not show.",
-                ),
-                _strength("strength_model", "How strongly the LoRA acts on the model. Try 0.6, 0.8 and 1."),
-                _strength("strength_clip", "How strongly the LoRA's text part acts, where it has one."),
+                text_input("negative", "", "What the pictures should not show."),
+                strength_input("strength_model", "How strongly the LoRA acts on the model. Try 0.6, 0.8 and 1."),
+                strength_input("strength_clip", "How strongly the LoRA's text part acts, where it has one."),
                 io.Int.Input(
                     "seed",
                     default=0,
@@ -131,10 +125,6 @@ class ComposedPromptSampler(io.ComfyNode):
             *(f"picture {i + 1}: seed {sampling['seed'] + i}" for i in range(len(images))),
         ]
         return io.NodeOutput(images, {"samples": latents}, "\n".join(report), ui=show("\n".join(report)))
-
-
-def _strength(name: str, tooltip: str) -> Any:
-    return io.Float.Input(name, default=1.0, min=-10.0, max=10.0, step=0.05, tooltip=tooltip)
 
 
 def sample_each(

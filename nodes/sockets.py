@@ -40,6 +40,21 @@ def advanced(socket: Any) -> Any:
     return socket
 
 
+def checkpoint_inputs(optional: bool = False, **tooltips: str) -> list[Any]:
+    """The sockets `model`, `clip` and `vae`, as many as there are tooltips, in their order."""
+    kinds = {"model": io.Model, "clip": io.Clip, "vae": io.Vae}
+    return [kinds[name].Input(name, optional=optional, tooltip=tooltip) for name, tooltip in tooltips.items()]
+
+
+def strength_input(name: str, tooltip: str) -> Any:
+    return io.Float.Input(name, default=1.0, min=-10.0, max=10.0, step=0.05, tooltip=tooltip)
+
+
+def text_input(name: str, default: str, tooltip: str) -> Any:
+    """Several lines of prompt, taken as they are: braces in them are learned words."""
+    return io.String.Input(name, default=default, multiline=True, dynamic_prompts=False, tooltip=tooltip)
+
+
 def show(report: str, images: Tensor | None = None, cls: Any = None) -> dict[str, Any]:
     """What the page shows on the node: a text, and a row of pictures [N,3,H,W] where given."""
     from comfy_api.latest import ui

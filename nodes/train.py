@@ -15,7 +15,7 @@ from ..magicapture_core.types import Face, MagiCaptureError, Portraits
 from . import folders, patching
 from .portraits import to_portraits
 from .progress import Progress
-from .sockets import ArtifactType, FacesType, SettingsType, schema, show, to_comfy
+from .sockets import ArtifactType, FacesType, SettingsType, checkpoint_inputs, schema, show, to_comfy
 from .weights import plain_backbone
 
 if TYPE_CHECKING:
@@ -34,13 +34,12 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
             "again returns at once. Cancel stops within one step, and the next queue goes on from there.",
             is_output_node=True,
             inputs=[
-                io.Model.Input(
-                    "model",
-                    tooltip="The SD1.5 model to train on. It stays as it is. LoRAs attached to it are baked into the "
+                *checkpoint_inputs(
+                    model="The SD1.5 model to train on. It stays as it is. LoRAs attached to it are baked into the "
                     "base of the training: use them again when you use the result.",
+                    clip="The CLIP of the same checkpoint. It stays as it is.",
+                    vae="The VAE of the same checkpoint, or another full SD1.5 VAE.",
                 ),
-                io.Clip.Input("clip", tooltip="The CLIP of the same checkpoint. It stays as it is."),
-                io.Vae.Input("vae", tooltip="The VAE of the same checkpoint, or another full SD1.5 VAE."),
                 io.Image.Input("subject_images", tooltip="4-6 square pictures of the person, from Face Mask."),
                 io.Mask.Input("subject_masks", tooltip="Their face masks, white = face, from Face Mask."),
                 io.Image.Input("style_images", tooltip="4-6 square pictures in the style, from Face Mask."),
