@@ -7,7 +7,7 @@ leakage figures. Knows neither the sampler nor its host, and its size does not d
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -80,21 +80,25 @@ class AttentionRecord:
         edges = [-(-self.num_steps * edge // num_buckets) for edge in (bucket, bucket + 1)]
         return range(*edges)
 
-    def attention(
-        self,
-        word: str,
-        size: Grid | None = None,
-        buckets: Collection[int] | None = None,
-        grids: Collection[Grid] | None = None,
-    ) -> Tensor:
-        """[B,H,W]: mean attention probability that each place gives the word, in the asked step buckets and grids.
+    def part(self, bucket: int | None = None, grid: Grid | None = None) -> AttentionRecord:
+        """What was seen in one bucket, on one grid, or in one bucket on one grid, as a record of its own."""
+        part = AttentionRecord(self.words)
+        part.num_steps = self.num_steps
+        with self._lock:
+            for key in self._sums:
+                if bucket in (None, key[0]) and grid in (None, key[1]):
+                    part._sums[key], part._counts[key] = self._sums[key], self._counts[key]
+        return part
+
+    def attention(self, word: str, size: Grid | None = None) -> Tensor:
+        """[B,H,W]: mean attention probability that each place gives the word.
 
         Per grid the mean over steps, layers and heads; each grid enlarged to `size`, by default the finest grid; then
         the mean over grids, each with the same weight.
         """
         index = self._index(word)
         with self._lock:
-            maps = list(self._means(index, buckets, grids))
+            maps = [self._mean(index, grid) for grid in self.grids]
         if not maps:
             raise MagiCaptureError(
                 "record: it holds no attention maps; sample with the recorded MODEL first, and raise max_grid if the "
@@ -103,25 +107,18 @@ class AttentionRecord:
         size = size or max(map(_grid_of, maps))
         return torch.stack([enlarge(mean, size) for mean in maps]).mean(0)
 
-    def _means(self, index: int, buckets: Collection[int] | None, grids: Collection[Grid] | None) -> Iterator[Tensor]:
-        for grid in self.grids if grids is None else grids:
-            keys = [(b, grid) for b in (self.buckets if buckets is None else buckets) if (b, grid) in self._sums]
-            if keys:
-                total = torch.stack([self._sums[key][:, index] for key in keys]).sum(0)
-                yield total / sum(self._counts[key] for key in keys)
+    def _mean(self, index: int, grid: Grid) -> Tensor:
+        """[B,h,w]: the word's mean over all maps of a grid."""
+        keys = [key for key in self._sums if key[1] == grid]
+        total = torch.stack([self._sums[key][:, index] for key in keys]).sum(0)
+        return total / sum(self._counts[key] for key in keys)
 
-    def heatmap(
-        self,
-        word: str,
-        size: Grid | None = None,
-        buckets: Collection[int] | None = None,
-        grids: Collection[Grid] | None = None,
-    ) -> Tensor:
+    def heatmap(self, word: str, size: Grid | None = None) -> Tensor:
         """[B,H,W] in 0..1: `attention` stretched from its least to its greatest value, picture by picture.
 
         So a map shows where a word looks, not how much compared with another word. An even map is 0 everywhere.
         """
-        return stretch(self.attention(word, size, buckets, grids)[:, None])[:, 0]
+        return stretch(self.attention(word, size)[:, None])[:, 0]
 
     def masks(self, word: str, size: Grid, threshold: float = 0.5) -> Tensor:
         """[B,1,H,W] of 0 and 1: where the word's heat map reaches the threshold."""
@@ -193,7 +190,7 @@ def strips(record: AttentionRecord, images: Tensor) -> list[Tensor]:
     size, buckets = _size(record, images), record.buckets
     rows = []  # one [B,n,H,W] for every word
     for word in record.words:
-        rows.append(stretch(torch.stack([record.attention(word, size, [bucket]) for bucket in buckets], 1)))
+        rows.append(stretch(torch.stack([record.part(bucket=bucket).attention(word, size) for bucket in buckets], 1)))
     labels = [f"{word} {_span(record.steps(bucket))}" for word in record.words for bucket in buckets]
     sheets = []
     for picture, image in enumerate(images):
@@ -209,7 +206,7 @@ def resolutions(record: AttentionRecord, images: Tensor) -> list[Tensor]:
     images = _shrink(images)
     size, grids = _size(record, images), record.grids
     labels = [f"{word} {h}x{w}" for word in record.words for h, w in grids]
-    maps = [overlay(images, record.heatmap(word, size, grids=[grid])) for word in record.words for grid in grids]
+    maps = [overlay(images, record.part(grid=grid).heatmap(word, size)) for word in record.words for grid in grids]
     return [contact_sheet([cell[picture] for cell in maps], len(grids), labels) for picture in range(len(images))]
 
 

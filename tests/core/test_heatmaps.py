@@ -44,7 +44,7 @@ def test_each_grid_weighs_the_same_however_many_layers_it_has(record: AttentionR
     record.add(0, 1, [layer([[0.9]], [[0.0]]), fine, fine])
     assert record.grids == [(1, 1), (2, 2)]
     torch.testing.assert_close(record.attention("face"), torch.full((1, 2, 2), 0.5))
-    torch.testing.assert_close(record.attention("face", grids=[(2, 2)]), torch.full((1, 2, 2), 0.1))
+    torch.testing.assert_close(record.part(grid=(2, 2)).attention("face"), torch.full((1, 2, 2), 0.1))
 
 
 @pytest.mark.parametrize(("num_steps", "num_buckets"), [(1, 1), (3, 3), (8, 8), (20, 8), (1000, 8)])
@@ -60,7 +60,7 @@ def test_buckets_cover_all_steps_once_and_are_eight_at_most(
     assert len(record._sums) == num_buckets
     for bucket in record.buckets:
         steps = record.steps(bucket)
-        assert record.attention("face", buckets=[bucket]).item() == pytest.approx(sum(steps) / len(steps))
+        assert record.part(bucket=bucket).attention("face").item() == pytest.approx(sum(steps) / len(steps))
 
 
 def test_reset_forgets_the_run_before(record: AttentionRecord) -> None:

@@ -119,9 +119,7 @@ def check_maps_of_every_step_equal_a_hand_hook(pack, loaded):
             assert len(maps) == len(log.inputs[step]) > 1
             for grid in seen.grids:
                 expected = torch.stack([m for m in maps if m.shape[1:] == grid]).mean(0)
-                torch.testing.assert_close(
-                    seen.attention(word, grid, [step], [grid]), expected, rtol=1e-4, atol=CPU_LIMIT
-                )
+                torch.testing.assert_close(seen.part(step, grid).attention(word), expected, rtol=1e-4, atol=CPU_LIMIT)
 
 
 def check_a_new_sampling_starts_the_record_anew(pack, loaded):
