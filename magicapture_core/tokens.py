@@ -28,16 +28,16 @@ class ExtendedEmbedding(nn.Module):
     def __init__(self, base: nn.Embedding, tokens: Sequence[Token]) -> None:
         super().__init__()
         self.base = base
+        self.num_embeddings = base.num_embeddings  # of the table: the learned ids follow
         self.rows = nn.ParameterList(
             nn.Parameter(token.vectors.detach().to(base.weight.device, torch.float32, copy=True)) for token in tokens
         )
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """input_ids [B,T], those from V on being learned -> [B,T,C] in the table's dtype."""
-        num_old = self.base.num_embeddings
-        old = self.base(input_ids.clamp(max=num_old - 1))
-        learned = torch.cat(list(self.rows))[(input_ids - num_old).clamp(min=0)]
-        return torch.where((input_ids >= num_old)[..., None], learned.to(old.dtype), old)
+        old = self.base(input_ids.clamp(max=self.num_embeddings - 1))
+        learned = torch.cat(list(self.rows))[(input_ids - self.num_embeddings).clamp(min=0)]
+        return torch.where((input_ids >= self.num_embeddings)[..., None], learned.to(old.dtype), old)
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,9 @@ class Vocabulary:
     placeholders: Mapping[str, tuple[int, ...]]
 
     @classmethod
-    def of(cls, tokenizer: Any, tokens: Sequence[Token]) -> Vocabulary:
-        placeholders, next_id = {}, len(tokenizer)
+    def of(cls, text_encoder: Any, tokenizer: Any, tokens: Sequence[Token]) -> Vocabulary:
+        """The ids begin behind the text encoder's table, which may be longer than the tokenizer's list of words."""
+        placeholders, next_id = {}, text_encoder.get_input_embeddings().num_embeddings
         for token in tokens:
             if token.placeholder in placeholders:
                 raise MagiCaptureError(f"two learned words are both called {token.placeholder}: rename one")
