@@ -81,7 +81,9 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--output", type=Path, required=True, metavar="DIR")
     train.add_argument("--name", required=True, help="letters, digits, - and _")
     _add_model(train)
-    train.add_argument("--preset", choices=commands.PRESET_NAMES, default="standard")
+    train.add_argument(
+        "--preset", choices=commands.PRESET_NAMES, help="standard by default; the embedded tiny model has its own"
+    )
     train.add_argument("--config", type=Path, metavar="TOML", help="settings; they go before the preset")
     train.add_argument("--inversion-steps", type=int, metavar="N", help="optimizer steps of phase 1")
     train.add_argument("--tuning-steps", type=int, metavar="N", help="optimizer steps of phase 2")

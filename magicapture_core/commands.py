@@ -119,7 +119,9 @@ def pick_device(name: str | None) -> str:
 
 def read_config(arguments: Namespace) -> TrainConfig:
     """The preset, then the TOML file, then the flags."""
-    values = PRESETS["tiny" if arguments.checkpoint is None else arguments.preset]
+    if arguments.preset and arguments.checkpoint is None:
+        raise MagiCaptureError("--preset: the embedded tiny model has its own; leave it out, or give --checkpoint")
+    values = PRESETS["tiny" if arguments.checkpoint is None else arguments.preset or "standard"]
     if arguments.config is not None:
         try:
             values = merge(values, tomllib.loads(arguments.config.read_text(encoding="utf-8-sig")))

@@ -14,6 +14,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from magicapture_core.__main__ import build_parser, main
 from magicapture_core.commands import read_config, read_portraits
+from magicapture_core.config import TrainConfig
 from magicapture_core.images import load_photo, save_image
 
 ROOT = Path(__file__).parents[2]
@@ -124,6 +125,20 @@ def test_settings_come_from_preset_then_file_then_flags(tmp_path):
     config = read_config(parsed)
     assert (config.seed, config.accumulate, config.inversion.num_steps) == (5, 2, 1200)
     assert (config.tuning.num_steps, config.tuning.lora_learning_rate) == (20, 2e-4)
+
+
+def test_without_a_preset_it_is_that_of_the_model(tmp_path):
+    arguments = train_arguments(tmp_path, tmp_path)
+    assert read_config(build_parser().parse_args(arguments)) == TrainConfig.preset("tiny")
+    arguments += ["--checkpoint", "x.safetensors"]
+    assert read_config(build_parser().parse_args(arguments)) == TrainConfig.preset("standard")
+
+
+def test_a_preset_for_the_tiny_model_is_refused(photos, tmp_path, capsys):
+    assert main(train_arguments(photos, tmp_path, "--preset", "quick")) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("magicapture train: --preset: ")
+    assert said.count("\n") == 1
 
 
 def test_a_misspelt_setting_is_named(photos, tmp_path, capsys):
