@@ -33,6 +33,7 @@ from .types import MagiCaptureError, Side, Token
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 NAME_LENGTH = 64
+DEVICES = ("CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10)))  # of Windows
 SUFFIX = ".safetensors"
 
 
@@ -62,6 +63,8 @@ def check_name(name: str) -> str:
             f"name {name!r}: take 1 to {NAME_LENGTH} letters without accents, digits, - and _, "
             "the first one a letter or a digit"
         )
+    if name.upper() in DEVICES:
+        raise MagiCaptureError(f"name {name!r}: Windows takes it for a device; take another")
     return name
 
 

@@ -168,6 +168,13 @@ def test_a_long_name_stays_a_name_with_its_number(tmp_path):
     assert check_name(second.stem) == "a" * 62 + "_2"
 
 
+@pytest.mark.parametrize("name", ["CON", "nul", "Com1", "LPT9"])
+def test_a_device_of_windows_is_no_name(name):
+    with pytest.raises(MagiCaptureError, match=f"name '{name}': Windows"):
+        check_name(name)
+    assert check_name(f"{name}0") == f"{name}0"
+
+
 def test_a_save_that_fails_leaves_nothing(tmp_path):
     broken = make_artifact(metadata={"other": 1})  # the header takes text alone
     with pytest.raises(TypeError):
