@@ -6,7 +6,7 @@ import signal
 import sys
 import tomllib
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,12 +51,19 @@ def masks(arguments: Namespace) -> Result:
     from .masks import overlay
 
     portraits, notes = read_portraits(arguments.photos, None, arguments.resolution, "subject")
+    names = output_names([face.file_name for face in portraits.faces])
     for index, picture in enumerate(overlay(portraits)):
-        stem = Path(portraits.faces[index].file_name).stem
-        save_image(portraits.images[index], arguments.output / f"{stem}.png")
-        save_image(portraits.masks[index].expand(3, -1, -1), arguments.output / "masks" / f"{stem}.png")
-        save_image(picture, arguments.output / "overlays" / f"{stem}.png")
+        save_image(portraits.images[index], arguments.output / names[index])
+        save_image(portraits.masks[index].expand(3, -1, -1), arguments.output / "masks" / names[index])
+        save_image(picture, arguments.output / "overlays" / names[index])
     return {"output": str(arguments.output), "photos": [str(note) for note in notes]}
+
+
+def output_names(photos: Sequence[str]) -> list[str]:
+    """A PNG's name for each photo: by its stem; by its whole name, all of them, where two photos share a stem."""
+    stems = [Path(photo).stem for photo in photos]
+    distinct = len({stem.casefold() for stem in stems}) == len(stems)  # for file systems that ignore case, too
+    return [f"{name}.png" for name in (stems if distinct else photos)]
 
 
 def read_portraits(
@@ -67,11 +74,13 @@ def read_portraits(
     from .images import join_notes, list_photos, load_mask, load_photos
     from .masks import MaskOptions, prepare_portraits, require_portraits
 
-    readable, notes = load_photos(list_photos(folder))
+    files = list_photos(folder)
+    own_masks = _match_masks(files, masks_folder) if masks_folder else {}
+    readable, notes = load_photos(files)
     photos, given = [], []
     for name, image in readable:
         try:
-            given.append(load_mask(mask) if (mask := _mask_of(name, masks_folder)) else None)
+            given.append(load_mask(own_masks[name]) if name in own_masks else None)
         except MagiCaptureError as error:
             notes.append(PhotoNote(file_name=name, used=False, text=f"its mask: {error}"))
             continue
@@ -86,12 +95,25 @@ def read_portraits(
     return require_portraits(portraits, notes, side), notes
 
 
-def _mask_of(photo: str, folder: Path | None) -> Path | None:
+def _match_masks(photos: Sequence[Path], folder: Path) -> dict[str, Path]:
+    """Name of a photo -> the mask of the same stem, where there is one."""
     from .images import list_photos
 
-    if folder is None:
-        return None
-    return next((path for path in list_photos(folder) if path.stem == Path(photo).stem), None)
+    masks = _by_stem(list_photos(folder))
+    return {photo.name: masks[stem] for stem, photo in _by_stem(photos).items() if stem in masks}
+
+
+def _by_stem(files: Sequence[Path]) -> dict[str, Path]:
+    """Stem -> file. Raises MagiCaptureError when two files share one."""
+    found: dict[str, Path] = {}
+    for file in files:
+        if file.stem in found:
+            raise MagiCaptureError(
+                f"{file.parent}: {found[file.stem].name} and {file.name} share the name before the ending, by which "
+                "photos and masks find each other; rename one"
+            )
+        found[file.stem] = file
+    return found
 
 
 def read_backbone(checkpoint: Path | None) -> Backbone:

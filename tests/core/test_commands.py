@@ -13,7 +13,7 @@ import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from magicapture_core.__main__ import build_parser, main
-from magicapture_core.commands import read_config, read_portraits
+from magicapture_core.commands import output_names, read_config, read_portraits
 from magicapture_core.config import TrainConfig
 from magicapture_core.images import load_photo, save_image
 
@@ -161,6 +161,28 @@ def test_a_broken_mask_leaves_out_its_photo_alone(photos, tmp_path):
     portraits, notes = read_portraits(photos / "subject", tmp_path / "masks", 64, "subject")
     assert [face.file_name for face in portraits.faces] == ["1.png"]
     assert [note.used for note in notes if note.file_name == "0.png"] == [False]
+
+
+def test_photos_of_one_stem_keep_apart(tmp_path, astronaut, detector):
+    """a.jpg and a.png: none overwrites the other, and each file tells its photo."""
+    for name in ("a.jpg", "a.png", "b.png"):
+        save_image(astronaut, tmp_path / "photos" / name)
+    assert main(["masks", str(tmp_path / "photos"), "--output", str(tmp_path / "out"), "--resolution", "64"]) == 0
+    for folder in ("", "masks", "overlays"):
+        written = sorted(file.name for file in (tmp_path / "out" / folder).glob("*.png"))
+        assert written == ["a.jpg.png", "a.png.png", "b.png.png"]
+    assert output_names(["a.jpg", "b.png"]) == ["a.png", "b.png"]
+    assert output_names(["A.jpg", "a.png"]) == ["A.jpg.png", "a.png.png"]
+
+
+@pytest.mark.parametrize("folder", ["subject", "subject-masks"])
+def test_two_photos_or_masks_of_one_stem_are_named(photos, tmp_path, capsys, folder):
+    shutil.copytree(photos, tmp_path / "photos")
+    shutil.copy(photos / folder / "0.png", tmp_path / "photos" / folder / "0.jpg")
+    assert main(train_arguments(tmp_path / "photos", tmp_path)) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"{tmp_path / 'photos' / folder}: 0.jpg and 0.png share" in said
 
 
 def test_every_command_explains_itself(capsys):
