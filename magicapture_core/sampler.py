@@ -32,7 +32,7 @@ def applied(backbone: Backbone, artifact: Artifact | None, strength: float = 1.0
     Raises MagiCaptureError when the artifact was trained for another kind of model.
     """
     if artifact is None:
-        yield Vocabulary.of(backbone.text_encoder, backbone.tokenizer, [])
+        yield Vocabulary.of(backbone.tokenizer, [])
         return
     if artifact.architecture != backbone.architecture:
         raise MagiCaptureError(
@@ -43,7 +43,7 @@ def applied(backbone: Backbone, artifact: Artifact | None, strength: float = 1.0
         for model, prefix in ((backbone.unet, kohya.UNET), (backbone.text_encoder, kohya.TEXT_ENCODER)):
             stack.enter_context(lora.applied(model, kohya.from_kohya(artifact.lora, prefix, model), strength))
         stack.enter_context(tokens.injected(backbone.text_encoder, artifact.tokens))
-        yield Vocabulary.of(backbone.text_encoder, backbone.tokenizer, artifact.tokens)
+        yield Vocabulary.of(backbone.tokenizer, artifact.tokens)
 
 
 def generate(

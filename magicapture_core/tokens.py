@@ -1,8 +1,8 @@
-"""Learned words: extra rows behind a frozen embedding table, and prompts that may hold them.
+"""Learned words: extra rows beside a frozen embedding table, and prompts that may hold them.
 
 In: a text encoder, a tokenizer, `Token`s. Out: input ids and trainable rows. The old table stays the very same tensor,
 so no optimizer can touch it, and the tokenizer is never changed: a placeholder is spliced into the ids as numbers
-behind the vocabulary.
+below zero.
 """
 
 from __future__ import annotations
@@ -23,21 +23,20 @@ RANDOM_INIT_STD = 0.017  # of an embedding without a word to start from (the aut
 
 
 class ExtendedEmbedding(nn.Module):
-    """A frozen table of V rows, and one trainable parameter [n,C] per learned word behind it."""
+    """A frozen table of V rows, and one trainable parameter [n,C] per learned word beside it."""
 
     def __init__(self, base: nn.Embedding, tokens: Sequence[Token]) -> None:
         super().__init__()
         self.base = base
-        self.num_embeddings = base.num_embeddings  # of the table: the learned ids follow
         self.rows = nn.ParameterList(
             nn.Parameter(token.vectors.detach().to(base.weight.device, torch.float32, copy=True)) for token in tokens
         )
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """input_ids [B,T], those from V on being learned -> [B,T,C] in the table's dtype."""
-        old = self.base(input_ids.clamp(max=self.num_embeddings - 1))
-        learned = torch.cat(list(self.rows))[(input_ids - self.num_embeddings).clamp(min=0)]
-        return torch.where((input_ids >= self.num_embeddings)[..., None], learned.to(old.dtype), old)
+        """input_ids [B,T], those below 0 being learned: -1 is the first row -> [B,T,C] in the table's dtype."""
+        old = self.base(input_ids.clamp(min=0))
+        learned = torch.cat(list(self.rows))[(-1 - input_ids).clamp(min=0)]
+        return torch.where((input_ids < 0)[..., None], learned.to(old.dtype), old)
 
 
 @dataclass(frozen=True)
@@ -48,14 +47,14 @@ class Vocabulary:
     placeholders: Mapping[str, tuple[int, ...]]
 
     @classmethod
-    def of(cls, text_encoder: Any, tokenizer: Any, tokens: Sequence[Token]) -> Vocabulary:
-        """The ids begin behind the text encoder's table, which may be longer than the tokenizer's list of words."""
-        placeholders, next_id = {}, text_encoder.get_input_embeddings().num_embeddings
+    def of(cls, tokenizer: Any, tokens: Sequence[Token]) -> Vocabulary:
+        """The ids go from -1 down, so that neither the tokenizer's words nor the table's rows have to be counted."""
+        placeholders, next_id = {}, -1
         for token in tokens:
             if token.placeholder in placeholders:
                 raise MagiCaptureError(f"two learned words are both called {token.placeholder}: rename one")
-            placeholders[token.placeholder] = tuple(range(next_id, next_id + len(token.vectors)))
-            next_id += len(token.vectors)
+            placeholders[token.placeholder] = tuple(range(next_id, next_id - len(token.vectors), -1))
+            next_id -= len(token.vectors)
         return cls(tokenizer, placeholders)
 
     def encode(self, prompts: Sequence[str]) -> Tensor:

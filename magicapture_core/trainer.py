@@ -105,7 +105,7 @@ class Run:
         self._initial = self._initial_tokens()
         rows = undo.enter_context(tokens.injected(backbone.text_encoder, self._initial))
         self._parameters = {f"token.{index}": row for index, row in enumerate(rows)}
-        self.vocabulary = Vocabulary.of(backbone.text_encoder, backbone.tokenizer, self._initial)
+        self.vocabulary = Vocabulary.of(backbone.tokenizer, self._initial)
         placeholders = [token.placeholder for token in self._initial]
         self.objective = Objective(backbone, config.loss, self.vocabulary, placeholders)
         device = self.objective.device.type
