@@ -39,7 +39,8 @@ OUT_OF_MEMORY = (
 )
 TERMS = ("reconstruction", "attention", "total")  # a row of the history
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def telling_out_of_memory(function: Callable[P, R]) -> Callable[P, R]:
