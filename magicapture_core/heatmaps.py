@@ -81,7 +81,7 @@ class AttentionRecord:
         return range(*edges)
 
     def part(self, bucket: int | None = None, grid: Grid | None = None) -> AttentionRecord:
-        """What was seen in one bucket, on one grid, or in one bucket on one grid, as a record of its own."""
+        """What was seen in a bucket, on a grid, or in that bucket on that grid, as a record of its own."""
         part = AttentionRecord(self.words)
         part.num_steps = self.num_steps
         with self._lock:

@@ -86,7 +86,7 @@ def personalize(
     """Encode, invert, tune, save. The backbone is moved to the device and the configuration's precision.
 
     folder: keeps the state and the result of this name. save: puts the artifact where it belongs, returns its files.
-    key: the `result_key` of these inputs, from a caller who has it: it hashes every weight.
+    key: the `result_key` of these inputs, from a caller who has it: computing it reads every weight.
     on_step may look at the live run, make previews, and raise whatever it likes to stop: the state is then on the disk,
     as it is when memory runs out, and the next call with the same inputs and `resume` goes on from it, bit for bit.
     """
