@@ -4,11 +4,12 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 SUPPORTED := import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
-.PHONY: help demo test environments setup
+.PHONY: help demo test pretrain environments setup
 
 help:
 	@echo "make demo          photos to portraits on a small built-in model; pictures and a report in demo-output/"
 	@echo "make test          lint, types, and every test this machine can run"
+	@echo "make pretrain      train the built-in model and PortraitBench's networks anew; hours, goes on where it stopped"
 	@echo "make environments  show that install.py moves no package of an older or a newer ComfyUI"
 
 demo: setup
@@ -19,6 +20,9 @@ test: setup
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m pyright
 	$(PYTHON) -m pytest
+
+pretrain: setup
+	$(PYTHON) -m portraitbench pretrain
 
 environments: setup
 	$(PYTHON) -m tests.environments

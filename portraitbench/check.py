@@ -1,0 +1,169 @@
+"""The gates: what the trained models must reach before the bench's numbers mean anything, on held-out seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from magicapture_core import backbone as backbones
+from magicapture_core.backbone import Backbone
+from magicapture_core.faces import FaceDetector, choose_face, load_face_detector
+from magicapture_core.sampler import generate
+
+from . import world
+from .captions import article
+from .labels import STYLE_WORDS
+from .nets import load_net
+from .parameters import BACKGROUND_COLORS, CLOTHES_COLORS, CUTS, GARMENTS, HAIR_COLORS, Nuisance, Style, pick
+from .pictures import load_pictures
+from .pretrain.judges import Subjects, style_accuracy, style_target, style_window
+from .pretrain.people import load_people
+from .pretrain.recognisers import score, to_tensor, verification_accuracy
+from .pretrain.vae import score as vae_score
+from .views import face_crops, hide_face, place_window
+from .world import CANVASES
+
+PICTURES = 256  # of each measurement
+FACE_HEIGHTS = (16, 24, 32, 48)
+STEPS, GUIDANCE = 20, 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """One figure and what it must reach; without a bound it is only told."""
+
+    name: str
+    figure: float
+    least: float | None = None
+    unit: str = ""
+
+    @property
+    def holds(self) -> bool:
+        return self.least is None or self.figure >= self.least
+
+    def __str__(self) -> str:
+        verdict = "" if self.least is None else f"  (>= {self.least:g}: {'holds' if self.holds else 'MISSED'})"
+        return f"{self.name:48} {self.figure:7.3f} {self.unit}{verdict}"
+
+
+def print_gates() -> bool:
+    """Measures and prints every gate; whether all hold."""
+    holds = True
+    backbone, detector = backbones.tiny(), load_face_detector()
+    for measure in (vae_gates, recogniser_gates, style_judge_gates, prompt_gates):
+        for gate in measure(backbone, detector):
+            print(gate, flush=True)
+            holds &= gate.holds
+    return holds
+
+
+def vae_gates(backbone: Backbone, detector: FaceDetector) -> Iterator[Gate]:
+    """Over all canvases."""
+    scores = [vae_score(backbone.vae, load_pictures("test", *canvas, PICTURES)) for canvas in CANVASES]
+    for name, title, least in (("psnr", "whole picture", 30.0), ("face_psnr", "inside faces", 28.0)):
+        figure = sum(one[name] for one in scores) / len(scores)
+        yield Gate(name=f"VAE reconstruction, {title}", figure=figure, least=least, unit="dB")
+
+
+def recogniser_gates(backbone: Backbone, detector: FaceDetector) -> Iterator[Gate]:
+    people = load_people("test", 200, backbone.vae)
+    for name in ("training_recogniser", "judging_recogniser"):
+        net = load_net(name)
+        for kind, least, figure in zip(("pictures", "rebuilt"), (0.97, 0.94), score(net, people).values(), strict=True):
+            yield Gate(name=f"{name.replace('_', ' ')}, same or different, {kind}", figure=figure, least=least)
+    judge = load_net("judging_recogniser")
+    for height in FACE_HEIGHTS:
+        first, second = (face_set(judge, height, photo) for photo in (0, 1))
+        both = torch.stack([first, second], 1)
+        yield Gate(name=f"judging recogniser, faces of {height} px", figure=verification_accuracy(both, both))
+
+
+def face_set(judge: Any, height: int, photo: int) -> Tensor:
+    """Embeddings [P,D] of one photo of 100 people, brought to faces `height` pixels high."""
+    embeddings = []
+    for person in range(100):
+        rng = world.random("test", "face heights", person, photo)
+        how = Style.draw(rng)
+        how = replace(how, setting=replace(how.setting, framing="close-up"))
+        picture = world.render(world.compose(world.identity("test", person), how, Nuisance.draw(rng), 96, 96))
+        factor = height / picture.faces[0].size
+        small = F.interpolate(to_tensor(picture.image[None]), scale_factor=factor, mode="bilinear", antialias=True)
+        landmarks = torch.from_numpy(picture.faces[0].landmarks.astype(np.float32)) * factor
+        embeddings.append(judge(face_crops(small, landmarks[None])))
+    return torch.cat(embeddings)
+
+
+def style_judge_gates(backbone: Backbone, detector: FaceDetector) -> Iterator[Gate]:
+    """The judge on true pictures: what it cannot read there it cannot tell of generated ones."""
+    subjects = Subjects("test", (64, 64), PICTURES, backbone.vae)
+    rng = np.random.default_rng(0)
+    windows = torch.stack([style_window(subjects, number, True, rng) for number in range(len(subjects))])
+    targets = torch.tensor([style_target(subjects, number) for number in range(len(subjects))])
+    for name, figure in style_accuracy(load_net("style_judge")(windows), targets).items():
+        yield Gate(name=f"style judge, {name.replace('_', ' ')}", figure=figure)
+
+
+def prompt_gates(backbone: Backbone, detector: FaceDetector) -> Iterator[Gate]:
+    """Hair, clothes and background as the prompt asked, read by the style judge."""
+    judge = load_net("style_judge")
+    one = [followed(backbone, detector, judge, ask(number, 1)) for number in range(PICTURES)]
+    for name in one[0]:
+        yield Gate(name=f"prompt following, {name.replace('_', ' ')}", figure=mean(found[name] for found in one))
+    figure = mean(value for found in one for value in found.values())
+    yield Gate(name="prompt following, hair, clothes and background", figure=figure, least=0.90)
+    two = [followed(backbone, detector, judge, ask(number, 2)) for number in range(PICTURES // 4)]
+    figure = mean(value for found in two for value in found.values())
+    yield Gate(name="prompt following, two people", figure=figure, least=0.80)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A prompt, its seed, and for each subject from left to right the words to be found in the picture."""
+
+    prompt: str
+    seed: int
+    wanted: tuple[dict[str, str], ...]
+
+
+def ask(number: int, count: int) -> Request:
+    """One or two people in front of a plain background."""
+    rng = world.random("test", "prompts", count, number)
+    background = pick(rng, tuple(BACKGROUND_COLORS))
+    wanted, people = [], []
+    for _ in range(count):
+        hair, color, garment = pick(rng, tuple(HAIR_COLORS)), pick(rng, tuple(CLOTHES_COLORS)), pick(rng, GARMENTS)
+        people.append(f"a person with {pick(rng, CUTS)} {hair} hair wearing {article(color)} {color} {garment}")
+        wanted.append({"hair_color": hair, "clothes_color": color, "background": background})
+    who = people[0] if count == 1 else f"two people, on the left {people[0]}, on the right {people[1]}"
+    prompt = f"a photo of {who}, in front of a plain {background} background"
+    return Request(prompt=prompt, seed=number, wanted=tuple(wanted))
+
+
+def followed(backbone: Backbone, detector: FaceDetector, judge: Any, request: Request) -> dict[str, float]:
+    """Share of the subjects for whom the judge finds each wanted word."""
+    count = len(request.wanted)
+    size = (64, 64 * count)
+    options: dict[str, Any] = {"num_steps": STEPS, "guidance": GUIDANCE, "seed": request.seed, "size": size}
+    image = generate(backbone, None, request.prompt, **options)[0]
+    found: dict[str, float] = {}
+    for place, wanted in enumerate(request.wanted):
+        read = read_style(judge, detector, image, place, count)
+        for name, word in wanted.items():
+            found[name] = found.get(name, 0.0) + (read[name] == word) / count
+    return found
+
+
+def read_style(judge: Any, detector: FaceDetector, image: Tensor, place: int, count: int) -> dict[str, str]:
+    """Every style attribute of one subject of image [3,H,W], as the judge reads it."""
+    window, _ = place_window(image, place, count)
+    faces = detector.detect(window)
+    landmarks = faces[choose_face(faces, *window.shape[1:])].landmarks if faces else None
+    scores = judge(hide_face(window, landmarks)[None])
+    return {name: words[int(scores[name].argmax())] for name, words in STYLE_WORDS.items()}

@@ -1,0 +1,187 @@
+"""The bench's own networks: two face recognisers of different build, a judge of style, a judge of faces.
+
+All are small enough to be part of the project. A file of weights says for which world it was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from itertools import pairwise
+from pathlib import Path
+
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from magicapture_core.files import write_atomic
+from magicapture_core.types import MagiCaptureError
+
+from .labels import ATTRIBUTES, STYLE_WORDS
+from .parameters import Identity
+from .views import FACE_SIZE
+from .world import WORLD_VERSION
+
+WEIGHTS = Path(__file__).parent / "weights"
+NUM_TRAITS = len(fields(Identity))
+
+
+class Residual(nn.Module):
+    """Halves the grid: two convolutions beside a shortcut."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(channels, out_channels, 3, stride=2, padding=1),
+            nn.GroupNorm(8, out_channels),
+            nn.SiLU(),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+            nn.GroupNorm(8, out_channels),
+        )
+        self.shortcut = nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(self.convolutions(x) + self.shortcut(F.avg_pool2d(x, 2)))
+
+
+def residual_trunk(channels: int, widths: tuple[int, ...]) -> nn.Sequential:
+    """A stem at full size and one Residual for each further width."""
+    stem = nn.Sequential(nn.Conv2d(channels, widths[0], 3, padding=1), nn.GroupNorm(8, widths[0]), nn.SiLU())
+    return nn.Sequential(stem, *(Residual(a, b) for a, b in pairwise(widths)))
+
+
+class TrainingRecogniser(nn.Module):
+    """The recogniser inside the identity loss: residual, group norms, smooth throughout. Faces as `views.face_crops`
+    frames them, [B,3,48,48] in -1..1 -> [B,64] of unit length."""
+
+    input_size = FACE_SIZE
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = residual_trunk(3, (24, 48, 64, 80))
+        self.squeeze = nn.Conv2d(80, 32, 1)
+        self.head = nn.Linear(32 * 6 * 6, 64)
+
+    def forward(self, faces: Tensor) -> Tensor:
+        return F.normalize(self.head(self.squeeze(self.trunk(faces)).flatten(1)), dim=1)
+
+
+def separable(channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    """A depthwise and a pointwise convolution, each with batch norm and PReLU."""
+    return nn.Sequential(
+        nn.Conv2d(channels, channels, 3, stride, 1, groups=channels, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.PReLU(channels),
+        nn.Conv2d(channels, out_channels, 1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.PReLU(out_channels),
+    )
+
+
+class JudgingRecogniser(nn.Module):
+    """The recogniser that only judges (CSIM): depthwise separable, batch norms, another objective and other seeds, so
+    that what pleases the one inside the loss does not please this one for the same reason. Same faces -> [B,96]."""
+
+    input_size = FACE_SIZE
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            nn.Conv2d(3, 32, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(32),
+            nn.PReLU(32),
+            separable(32, 64, 1),
+            separable(64, 96, 2),
+            separable(96, 96, 1),
+            separable(96, 128, 2),
+            separable(128, 128, 1),
+            nn.Conv2d(128, 128, 6, groups=128, bias=False),  # a learned weight for each place instead of a mean
+            nn.BatchNorm2d(128),
+        )
+        self.head = nn.Linear(128, 96)
+
+    def forward(self, faces: Tensor) -> Tensor:
+        return F.normalize(self.head(self.trunk(faces).flatten(1)), dim=1)
+
+
+class StyleJudge(nn.Module):
+    """Reads hair, clothes and background of a picture whose face is hidden: `views.hide_face`'s [B,4,64,64]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = residual_trunk(4, (24, 32, 48, 64))
+        self.pool = nn.AdaptiveAvgPool2d(4)
+        self.summary = nn.Linear(64 * 16, 96)
+        self.heads = nn.ModuleDict({name: nn.Linear(96, len(words)) for name, words in STYLE_WORDS.items()})
+
+    def features(self, windows: Tensor) -> Tensor:
+        """[B,96], of which the cosine tells how alike two styles are."""
+        return F.silu(self.summary(self.pool(self.trunk(windows)).flatten(1)))
+
+    def forward(self, windows: Tensor) -> dict[str, Tensor]:
+        """Scores [B,words] for each entry of STYLE_WORDS."""
+        features = self.features(windows)
+        return {name: head(features) for name, head in self.heads.items()}
+
+
+class FaceJudge(nn.Module):
+    """Reads what a face wears and the parameters it was drawn from: `views.head_crops`' [B,3,64,64]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = residual_trunk(3, (24, 32, 48, 64))
+        self.pool = nn.AdaptiveAvgPool2d(4)
+        self.summary = nn.Linear(64 * 16, 96)
+        self.attributes = nn.Linear(96, len(ATTRIBUTES))
+        self.traits = nn.Linear(96, NUM_TRAITS)
+
+    def forward(self, heads: Tensor) -> tuple[Tensor, Tensor]:
+        """Attribute scores [B,6], positive = there; identity parameters [B,26] in 0..1."""
+        summary = F.silu(self.summary(self.pool(self.trunk(heads)).flatten(1)))
+        return self.attributes(summary), self.traits(summary).sigmoid()
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "training_recogniser": TrainingRecogniser,
+    "judging_recogniser": JudgingRecogniser,
+    "style_judge": StyleJudge,
+    "face_judge": FaceJudge,
+}
+
+
+def save_net(name: str, net: nn.Module) -> Path:
+    """Its weights in half precision, marked with this world's version."""
+    return save_weights(net, WEIGHTS / f"{name}.safetensors")
+
+
+def load_net(name: str) -> nn.Module:
+    """One of NETS with its weights, frozen, in eval mode. Raises MagiCaptureError when they are missing or were made
+    for another version of the world."""
+    path = WEIGHTS / f"{name}.safetensors"
+    net = NETS[name]()
+    net.load_state_dict(load_weights(path))
+    return net.eval().requires_grad_(False)
+
+
+def save_weights(net: nn.Module, path: Path) -> Path:
+    """Floating-point weights as fp16, with the version of the world they belong to."""
+    state = {
+        name: value.detach().half().contiguous() if value.is_floating_point() else value
+        for name, value in net.state_dict().items()
+    }
+    return write_atomic(path, lambda file: save_file(state, file, {"format": "pt", "world": str(WORLD_VERSION)}))
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """fp32. Raises MagiCaptureError as `load_net` does."""
+    if not path.exists():
+        raise MagiCaptureError(f"{path.name} is missing: run `make pretrain`, which trains the bench's networks")
+    with safe_open(path, "pt") as file:
+        made_for = (file.metadata() or {}).get("world")
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dictionary
+    if made_for != str(WORLD_VERSION):
+        raise MagiCaptureError(
+            f"{path.name} was trained for world {made_for}, and this is world {WORLD_VERSION}: run `make pretrain`"
+        )
+    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}

@@ -1,0 +1,118 @@
+"""Stage 2, the UNet and the text encoder together: eps prediction on the VAE's latents, one caption in ten empty."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from magicapture_core import backbone as backbones
+from magicapture_core.backbone import TINY_FOLDER, Backbone
+from magicapture_core.diffusion import add_noise
+from magicapture_core.tokens import Vocabulary
+
+from ..nets import save_weights
+from ..pictures import load_pictures
+from ..world import CANVASES, Split
+from . import stage
+from .fresh import make_text_encoder, make_unet
+from .latents import Latents, load_latents
+
+STAGE = stage.Stage(name="unet", num_steps=8_000, learning_rate=1e-3, average=0.9995)
+COUNTS = dict(zip(CANVASES, (48_000, 8_000, 8_000, 8_000), strict=True))  # pictures of each canvas
+BATCH = 32  # on the smallest canvas; on larger ones as many as cost the same
+EMPTY_SHARE = 0.1  # of the captions, for guidance
+
+
+@dataclass(frozen=True, eq=False)
+class Captioned:
+    """One canvas: latents [N,C,h,w] and input_ids [N,77]."""
+
+    latents: Latents
+    input_ids: Tensor
+
+    @property
+    def batch(self) -> int:
+        height, width = self.latents.mean.shape[-2:]
+        return BATCH * 16 * 16 // (height * width)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """latents, noise: [B,C,h,w]; timesteps [B]; input_ids [B,77]."""
+
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    input_ids: Tensor
+
+
+class Captions:
+    """Draws batches of one canvas each, canvases by how many pictures they have."""
+
+    def __init__(self, canvases: list[Captioned], empty_ids: Tensor, scaling_factor: float) -> None:
+        self._canvases, self._empty_ids, self._scaling_factor = canvases, empty_ids, scaling_factor
+        sizes = np.array([len(canvas.latents) for canvas in canvases])
+        self._shares = sizes / sizes.sum()
+
+    def draw(self, generator: np.random.Generator) -> Batch:
+        canvas = self._canvases[generator.choice(len(self._canvases), p=self._shares)]
+        chosen = torch.from_numpy(generator.integers(len(canvas.latents), size=canvas.batch))
+        mean, std = canvas.latents.mean[chosen], canvas.latents.std[chosen]
+        first, second = (torch.from_numpy(generator.standard_normal(mean.shape, np.float32)) for _ in range(2))
+        empty = torch.from_numpy(generator.random(canvas.batch) < EMPTY_SHARE)
+        return Batch(
+            latents=(mean + std * first) * self._scaling_factor,
+            noise=second,
+            timesteps=torch.from_numpy(generator.integers(1000, size=canvas.batch)),
+            input_ids=torch.where(empty[:, None], self._empty_ids, canvas.input_ids[chosen]),
+        )
+
+
+class Denoiser(nn.Module):
+    """The trained pair, and the loss of one batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unet = make_unet().to(memory_format=torch.channels_last)
+        self.text_encoder = make_text_encoder()
+        self._alphas_cumprod = backbones.noise_scheduler().alphas_cumprod
+
+    def forward(self, batch: Batch) -> Tensor:
+        noisy_latents = add_noise(batch.latents, batch.noise, batch.timesteps, self._alphas_cumprod)
+        prompt_embeds = self.text_encoder(batch.input_ids).last_hidden_state
+        return F.mse_loss(self.unet(noisy_latents, batch.timesteps, prompt_embeds).sample, batch.noise)
+
+
+def load_captioned(split: Split, canvas: tuple[int, int], count: int, backbone: Backbone) -> Captioned:
+    pictures = load_pictures(split, *canvas, count)
+    name = f"{split}-{canvas[0]}x{canvas[1]}"
+    vocabulary = Vocabulary(backbone.tokenizer, {})
+    return Captioned(load_latents(name, pictures, backbone.vae), vocabulary.encode(pictures.captions.tolist()))
+
+
+def pretrain() -> None:
+    backbone = backbones.tiny()
+    factor = backbone.vae.config.scaling_factor
+    empty_ids = Vocabulary(backbone.tokenizer, {}).encode([""])
+    captions = Captions(
+        [load_captioned("pretrain", canvas, count, backbone) for canvas, count in COUNTS.items()], empty_ids, factor
+    )
+    held_out = Captions([load_captioned("tuning", (64, 64), 256, backbone)], empty_ids, factor)
+    seen = [held_out.draw(np.random.default_rng(number)) for number in range(8)]
+
+    def loss(model: nn.Module, generator: np.random.Generator) -> Tensor:
+        return model(captions.draw(generator))
+
+    @torch.no_grad()
+    def score(model: Any) -> dict[str, float]:
+        return {"held_out": float(torch.stack([model(batch) for batch in seen]).mean())}
+
+    torch.manual_seed(STAGE.seed)
+    trained = stage.run(STAGE, Denoiser(), loss, score)
+    save_weights(trained.unet, TINY_FOLDER / "unet" / "diffusion_pytorch_model.safetensors")
+    save_weights(trained.text_encoder, TINY_FOLDER / "text_encoder" / "model.safetensors")
