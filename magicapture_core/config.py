@@ -77,6 +77,18 @@ class LossConfig(Settings):
         le=8,
         description="Attention maps are read where the grid is the latent's size divided by this.",
     )
+    identity_weight: float = Field(
+        default=0.25,
+        ge=0,
+        le=10,
+        description="Identity loss: the composed picture's face should be the subject's. Needs a face recogniser.",
+    )
+    identity_max_timestep: int = Field(
+        default=800,
+        ge=1,
+        le=1000,
+        description="The identity loss looks only at steps with less noise than this; above, a face is a blur.",
+    )
 
 
 class PhaseConfig(Settings):

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import TrainConfig
+from .identity import Likeness, Recogniser
 from .prompts import TEMPLATES, fill
 from .types import MagiCaptureError, Portraits, Side, Task
 
@@ -29,22 +30,24 @@ class EncodedPortraits:
     """One side in latent space. The leading 2 is the mirror: 0 as it is, 1 flipped.
 
     mean, std: [2,N,C,h,w] of the VAE's posterior, unscaled. face_masks: [2,N,1,h,w], attention_masks: [2,N,1,h',w'],
-    binary, 1 = face, by area average (h' = h / attention_downscale).
+    binary, 1 = face, by area average (h' = h / attention_downscale). landmarks: [2,N,5,2] in pixels, NaN where unknown.
     """
 
     mean: Tensor
     std: Tensor
     face_masks: Tensor
     attention_masks: Tensor
+    landmarks: Tensor
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
-    """Both sides, encoded, ready to draw from."""
+    """Both sides, encoded, ready to draw from. likeness: None without a recogniser, and there is no identity term."""
 
     subject: EncodedPortraits
     style: EncodedPortraits
     scaling_factor: float
+    likeness: Likeness | None = None
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -72,7 +75,8 @@ class Batch:
 
     latents, noise: [B,C,h,w], scaled as the UNet wants them. timesteps: [B]. prompts: B strings with placeholders.
     loss_masks: [B,1,h,w], where the reconstruction counts. face_masks: [B,1,h',w'] at the attention maps' size: the
-    subject token's region; the style token's is the rest.
+    subject token's region; the style token's is the rest. landmarks: [B,5,2] in pixels where the subject's face is to
+    appear, NaN where the identity term does not apply. target_embeds: [B,D], whom it is to resemble.
     """
 
     latents: Tensor
@@ -81,17 +85,37 @@ class Batch:
     prompts: list[str]
     loss_masks: Tensor
     face_masks: Tensor
+    landmarks: Tensor
+    target_embeds: Tensor
+
+    @property
+    def identity_items(self) -> list[int]:
+        """Indices of the items to which the identity term applies."""
+        return (~self.landmarks.isnan().flatten(1).any(1)).nonzero().flatten().tolist()
 
 
-def encode(backbone: Backbone, subject: Portraits, style: Portraits, config: TrainConfig) -> Dataset:
-    """Both sides through the VAE, as they are and mirrored. Raises MagiCaptureError when a side has no photo."""
+def encode(
+    backbone: Backbone,
+    subject: Portraits,
+    style: Portraits,
+    config: TrainConfig,
+    recogniser: Recogniser | None = None,
+) -> Dataset:
+    """Both sides through the VAE, as they are and mirrored; with a recogniser, the subject's faces through that.
+
+    Raises MagiCaptureError when a side has no photo.
+    """
     for side, portraits in (("subject", subject), ("style", style)):
         if not len(portraits):
             raise MagiCaptureError(f"no {side} photo is left: give at least one photo with a face or a mask")
+    likeness = None
+    if recogniser is not None and config.loss.identity_weight > 0:
+        likeness = Likeness.of(recogniser, subject, backbone.vae.device)
     dataset = Dataset(
         subject=_encode_side(backbone, subject, config),
         style=_encode_side(backbone, style, config),
         scaling_factor=backbone.vae.config.scaling_factor,
+        likeness=likeness,
     )
     _check_areas("subject", dataset.subject.face_masks, "no face, or one smaller than a latent cell")
     _check_areas("style", 1 - dataset.style.face_masks, "nothing but face")
@@ -124,7 +148,19 @@ def _encode_side(backbone: Backbone, portraits: Portraits, config: TrainConfig) 
         std=torch.cat(std).reshape(shape),
         face_masks=_binary(masks, size),
         attention_masks=_binary(masks, (size[0] // divisor, size[1] // divisor)),
+        landmarks=_landmarks(portraits),
     )
+
+
+def _landmarks(portraits: Portraits) -> Tensor:
+    """[2,N,5,2], as they are and mirrored: what was the left eye is then the right one."""
+    landmarks = torch.full((2, len(portraits), 5, 2), torch.nan)
+    width = portraits.images.shape[-1]
+    for index, face in enumerate(portraits.faces):
+        if face.landmarks is not None:
+            landmarks[0, index] = face.landmarks
+            landmarks[1, index] = face.landmarks[[1, 0, 2, 4, 3]] * torch.tensor([-1, 1]) + torch.tensor([width, 0])
+    return landmarks
 
 
 def _binary(masks: Tensor, size: tuple[int, int]) -> Tensor:
@@ -145,9 +181,13 @@ def draw(dataset: Dataset, config: TrainConfig, items: Sequence[ItemKey], num_ti
     """Photo, mirror, template, t ~ U, VAE sample and noise of each item, drawn from its own generator.
 
     A source item is a subject photo and counts inside the face (Eq. 4). Reference and composed items are style photos
-    and count outside it (Eq. 5 and 6): under the composed prompt the style photo is the pseudo label.
+    and count outside it (Eq. 5 and 6): under the composed prompt the style photo is the pseudo label. So there the
+    style photo's landmarks say where the subject's face is to appear (Eq. 7), if t is below identity_max_timestep, and
+    one subject photo, drawn anew each time, says whose it is.
     """
     latents, noises, timesteps, prompts, loss_masks, face_masks = [], [], [], [], [], []
+    landmarks, target_embeds = [], []
+    embeddings = dataset.likeness.embeddings if dataset.likeness else torch.empty(0, 0)
     for item in items:
         generator = item.generator(config.seed)
         side = dataset.subject if item.task == "source" else dataset.style
@@ -165,6 +205,12 @@ def draw(dataset: Dataset, config: TrainConfig, items: Sequence[ItemKey], num_ti
         face = side.face_masks[mirrored, photo]
         loss_masks.append(face if item.task == "source" else 1 - face)
         face_masks.append(side.attention_masks[mirrored, photo])
+        if item.task == "composed" and timesteps[-1] < config.loss.identity_max_timestep and len(embeddings):
+            landmarks.append(side.landmarks[mirrored, photo])
+            target_embeds.append(embeddings[choose(len(embeddings))])
+        else:
+            landmarks.append(torch.full((5, 2), torch.nan))
+            target_embeds.append(torch.zeros(embeddings.shape[1]))
     return Batch(
         latents=torch.stack(latents),
         noise=torch.stack(noises),
@@ -172,4 +218,6 @@ def draw(dataset: Dataset, config: TrainConfig, items: Sequence[ItemKey], num_ti
         prompts=prompts,
         loss_masks=torch.stack(loss_masks),
         face_masks=torch.stack(face_masks),
+        landmarks=torch.stack(landmarks),
+        target_embeds=torch.stack(target_embeds),
     )

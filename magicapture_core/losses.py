@@ -22,6 +22,11 @@ def masked_reconstruction(noise_pred: Tensor, target: Tensor, latent_masks: Tens
     return squared.sum((1, 2, 3)) / area.clamp(min=1)
 
 
+def identity(pred_embeds: Tensor, target_embeds: Tensor) -> Tensor:
+    """1 - cos of embeddings of unit length, Eq. 7. pred_embeds, target_embeds: [B,D]. Returns [B], 0..2."""
+    return 1 - (pred_embeds.float() * target_embeds.float()).sum(1)
+
+
 def scale_to_unit(maps: Tensor) -> Tensor:
     """Min-max scaling of each map [..., h, w] to 0..1, the S of Eq. 8. The two constants carry no gradient."""
     low = maps.detach().amin((-2, -1), keepdim=True)

@@ -24,6 +24,7 @@ from .config import TrainConfig
 from .dataset import encode
 from .estimate import Estimate, estimate
 from .files import write_atomic
+from .identity import Recogniser
 from .prompts import TEMPLATES
 from .trainer import DTYPES, TrainStep, train
 from .types import MagiCaptureError, Portraits
@@ -32,12 +33,12 @@ if TYPE_CHECKING:
     from .backbone import Backbone
 
 STATE_EVERY = 100  # steps between two states on the disk
-KEY_FORMAT = "1"  # raised when the same inputs would train differently
+KEY_FORMAT = "2"  # raised when the same inputs would train differently
 OUT_OF_MEMORY = (
     "out of memory: switch on gradient_checkpointing or lower batch_size and resume at the last step; or train anew "
     "with a smaller resolution or lora_rank"
 )
-TERMS = ("reconstruction", "attention", "total")  # a row of the history
+TERMS = ("reconstruction", "attention", "identity", "total")  # a row of the history
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -78,6 +79,7 @@ def personalize(
     folder: Path,
     save: Callable[[Artifact], list[Path]],
     key: str = "",
+    recogniser: Recogniser | None = None,
     device: torch.device | str = "cpu",
     resume: bool = True,
     on_estimate: Callable[[Estimate], None] = lambda estimate: None,
@@ -93,14 +95,14 @@ def personalize(
     check_name(name)
     if not config.inversion.num_steps + config.tuning.num_steps:
         raise MagiCaptureError("nothing to train: inversion.num_steps and tuning.num_steps are both 0")
-    key = key or result_key(backbone, subject, style, config)
+    key = key or result_key(backbone, subject, style, config, recogniser)
     backbone.to(torch.device(device), resolve_dtype(config, torch.device(device)))
-    dataset = encode(backbone, subject, style, config)
+    dataset = encode(backbone, subject, style, config, recogniser)
     on_estimate(estimate(backbone, dataset, config))
 
     state_file = folder / f"state-{key[:16]}.safetensors"
     state = _load_state(state_file) if resume else {}
-    history: list[list[float]] = state.pop("history", torch.empty(0, 3)).tolist()
+    history: list[list[float]] = state.pop("history", torch.empty(0, len(TERMS))).tolist()
     result = None
 
     def keep(step: TrainStep) -> None:
@@ -168,11 +170,20 @@ def to_artifact(step: TrainStep, architecture: str, config: TrainConfig, name: s
 # -- what is kept in the folder ----------------------------------------------------------------------------------------
 
 
-def result_key(backbone: Backbone, subject: Portraits, style: Portraits, config: TrainConfig) -> str:
-    """A hash of all that decides the result: every pixel, mask, weight of the base model and setting."""
+def result_key(
+    backbone: Backbone,
+    subject: Portraits,
+    style: Portraits,
+    config: TrainConfig,
+    recogniser: Recogniser | None = None,
+) -> str:
+    """A hash of all that decides the result: pixels, masks, weights and settings; with a recogniser, landmarks too."""
     tensors = [subject.images, subject.masks, style.images, style.masks]
     for part in (backbone.unet, backbone.text_encoder, backbone.vae):
         tensors += part.state_dict().values()
+    if recogniser is not None:
+        tensors += recogniser.state_dict().values()
+        tensors += [face.landmarks for side in (subject, style) for face in side.faces if face.landmarks is not None]
     with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter: 4 GB of weights take about a second
         digests = pool.map(_digest, tensors)
     settings = config.model_dump_json(exclude={"batch_size", "gradient_checkpointing"})  # these decide cost alone

@@ -107,7 +107,8 @@ class Run:
         self._parameters = {f"token.{index}": row for index, row in enumerate(rows)}
         self.vocabulary = Vocabulary.of(backbone.tokenizer, self._initial)
         placeholders = [token.placeholder for token in self._initial]
-        self.objective = Objective(backbone, config.loss, self.vocabulary, placeholders)
+        recogniser = dataset.likeness.recogniser if dataset.likeness else None
+        self.objective = Objective(backbone, config.loss, self.vocabulary, placeholders, recogniser)
         device = self.objective.device.type
         self._scaler = torch.amp.GradScaler(device, enabled=backbone.unet.dtype == torch.float16)
 
@@ -197,17 +198,24 @@ class Run:
         for group in self._optimizer.param_groups:
             group["lr"] = group["base"] * fraction_left
         items = step_items(self.config, phase, step)
-        sums = torch.zeros(2, device=self.objective.device)
+        sums = torch.zeros(3, device=self.objective.device)
+        num_identity = 0
         for start in range(0, len(items), self.config.batch_size):
             batch = draw(self.dataset, self.config, items[start : start + self.config.batch_size])
             sums += self.backward(batch, phase, share=1 / len(items))
+            num_identity += len(batch.identity_items)
         self._scaler.unscale_(self._optimizer)
         nn.utils.clip_grad_norm_(self.trainable(), self.config.max_grad_norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
-        total = sums[0] + self.attention_weight(phase) * sums[1]
-        return LossTerms(reconstruction=sums[0], attention=sums[1], total=total)
+        return LossTerms(
+            reconstruction=sums[0],
+            attention=sums[1],
+            identity=sums[2],
+            total=self.total(phase, *sums),
+            num_identity=num_identity,
+        )
 
     def trainable(self) -> list[nn.Parameter]:
         """The parameters that the present phase moves."""
@@ -218,9 +226,13 @@ class Run:
         """No refocusing in phase 1: text embeddings alone are no place for geometry (section 3.3 of the paper)."""
         return 0.0 if phase == "inversion" else self.config.loss.attention_weight
 
+    def total(self, phase: Phase, reconstruction: Tensor, attention: Tensor, identity: Tensor) -> Tensor:
+        """Eq. 9 and Eq. 10: the weighed sum of the terms."""
+        loss = self.config.loss
+        return reconstruction + self.attention_weight(phase) * attention + loss.identity_weight * identity
+
     def backward(self, batch: Batch, phase: Phase, share: float) -> Tensor:
-        """Add the gradient of one forward pass, each item weighing `share`. Returns [2]: both terms, weighed sums."""
-        weight = self.attention_weight(phase)
-        with self.objective.terms(batch, refocus=weight > 0) as (reconstruction, attention):
-            self._scaler.scale((reconstruction + weight * attention).sum() * share).backward()
-        return torch.stack([reconstruction.detach().sum(), attention.detach().sum()]) * share
+        """Add the gradient of one forward pass, each item weighing `share`. Returns [3]: the terms, weighed sums."""
+        with self.objective.terms(batch, refocus=self.attention_weight(phase) > 0) as terms:
+            self._scaler.scale(self.total(phase, *terms).sum() * share).backward()
+        return torch.stack([term.detach().sum() for term in terms]) * share

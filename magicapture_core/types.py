@@ -90,8 +90,14 @@ class LoraLayer:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LossTerms:
     """The terms of Eq. 10 before and after weighting, means over the items of a step: 0-dim, no gradient, still on the
-    device, so that reading them is the caller's choice. total = reconstruction + attention_weight * attention."""
+    device, so that reading them is the caller's choice.
+
+    total = reconstruction + attention_weight * attention + identity_weight * identity. identity is zero where it does
+    not apply; num_identity counts the items to which it did.
+    """
 
     reconstruction: Tensor
     attention: Tensor
+    identity: Tensor
     total: Tensor
+    num_identity: int

@@ -41,6 +41,8 @@ WIDGETS = {  # id -> folded away; saved workflows hold values by position, so ne
     "loss_attention_reduce": True,
     "loss_attention_downscale": True,
     "max_grad_norm": True,
+    "loss_identity_weight": True,
+    "loss_identity_max_timestep": True,
 }
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from magicapture_core.files import write_atomic
+from magicapture_core.identity import Recogniser
 from magicapture_core.types import MagiCaptureError
 
 from .labels import ATTRIBUTES, STYLE_WORDS
@@ -51,7 +52,7 @@ def residual_trunk(channels: int, widths: tuple[int, ...]) -> nn.Sequential:
     return nn.Sequential(stem, *(Residual(a, b) for a, b in pairwise(widths)))
 
 
-class TrainingRecogniser(nn.Module):
+class TrainingRecogniser(Recogniser):
     """The recogniser inside the identity loss: residual, group norms, smooth throughout. Faces as `views.face_crops`
     frames them, [B,3,48,48] in -1..1 -> [B,64] of unit length."""
 
@@ -79,7 +80,7 @@ def separable(channels: int, out_channels: int, stride: int) -> nn.Sequential:
     )
 
 
-class JudgingRecogniser(nn.Module):
+class JudgingRecogniser(Recogniser):
     """The recogniser that only judges (CSIM): depthwise separable, batch norms, another objective and other seeds, so
     that what pleases the one inside the loss does not please this one for the same reason. Same faces -> [B,96]."""
 

@@ -3,9 +3,12 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from magicapture_core.config import TrainConfig, parse_config
-from magicapture_core.types import Portraits
+from magicapture_core.identity import Recogniser
+from magicapture_core.types import Face, Portraits
 
 SMALL: dict[str, Any] = {
     "resolution": 64,
@@ -19,12 +22,33 @@ def small_config(**changes: Any) -> TrainConfig:
     return parse_config({**SMALL, **changes})
 
 
+LANDMARKS = torch.tensor([(17.0, 27.0), (31.0, 27.0), (24.0, 34.0), (18.0, 41.0), (30.0, 41.0)])
+
+
 def portraits(count: int, seed: int = 0) -> Portraits:
     """Noise with a square face in the left half, so that a mirrored mask differs."""
     images = torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
     masks = torch.zeros(count, 1, 64, 64)
     masks[..., 16:48, 8:40] = 1
-    return Portraits(images=images, masks=masks)
+    face = Face(box=torch.tensor([8.0, 16.0, 40.0, 48.0]), landmarks=LANDMARKS)
+    return Portraits(images=images, masks=masks, faces=[face] * count)
+
+
+class SmallRecogniser(Recogniser):
+    """One convolution and one matrix: frozen, smooth, and different for different faces."""
+
+    input_size = 16
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.matrix = nn.Conv2d(3, 8, 3, stride=2), nn.Linear(8 * 7 * 7, 12)
+        generator = torch.Generator().manual_seed(5)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+        self.eval().requires_grad_(False)
+
+    def forward(self, faces: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.matrix(self.convolution(faces).tanh().flatten(1)), dim=1)
 
 
 def weights(*modules: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from magicapture_core.losses import attention_refocusing, masked_reconstruction, scale_to_unit
+from magicapture_core.losses import attention_refocusing, identity, masked_reconstruction, scale_to_unit
 
 
 def test_masked_reconstruction_by_hand():
@@ -73,3 +73,10 @@ def test_min_and_max_carry_no_gradient():
     scale_to_unit(maps).sum().backward()
     assert maps.grad is not None
     torch.testing.assert_close(maps.grad, torch.full_like(maps, 0.25))
+
+
+def test_identity_by_hand():
+    """The same direction, a right angle, opposite directions."""
+    target = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.6, 0.8]])
+    pred_embeds = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-0.6, -0.8]])
+    assert identity(pred_embeds, target).tolist() == pytest.approx([0, 1, 2])

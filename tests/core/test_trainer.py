@@ -156,7 +156,7 @@ def test_twenty_steps_lower_the_loss(backbone, dataset):
     items = [item for step in range(1000, 1004) for item in step_items(config, "tuning", step)]
 
     def loss(run):
-        with torch.no_grad(), run.objective.terms(draw(dataset, config, items), refocus=False) as (reconstruction, _):
+        with torch.no_grad(), run.objective.terms(draw(dataset, config, items), refocus=False) as (reconstruction, *_):
             return float(reconstruction.mean())
 
     losses = [loss(step.run) for step in train(backbone, dataset, config) if step.step in (1, 20)]

@@ -1,0 +1,80 @@
+"""Eq. 7, whose face it is: a recogniser's embedding of a photo, and of the face that one UNet pass predicts.
+
+In: a frozen recogniser, latents, landmarks. Out: embeddings that carry gradient back to the latents. No detector runs
+here: a face is framed by landmarks that were stored when the photos were prepared, and of the predicted latents only
+the window around that face is decoded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .faces import ARCFACE_POINTS, invert, similarity_transform, transform, warp
+from .types import Portraits
+
+ARCFACE_SIZE = 112
+MARGIN = 2  # latent cells decoded beyond what the recogniser sees: the decoder looks that far around
+
+
+class Recogniser(nn.Module):
+    """A face recognition network, frozen, in eval mode.
+
+    faces [B,3,S,S] in -1..1, S = input_size, framed as ARCFACE_POINTS are in 112 pixels -> [B,D] of unit length.
+    """
+
+    input_size: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Likeness:
+    """What the subject looks like to a recogniser. embeddings [M,D]: of the M photos whose landmarks are known."""
+
+    recogniser: Recogniser
+    embeddings: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, recogniser: Recogniser, portraits: Portraits, device: torch.device) -> Likeness:
+        faces = [(image, face.landmarks) for image, face in zip(portraits.images, portraits.faces, strict=False)]
+        known = [(image, landmarks) for image, landmarks in faces if landmarks is not None]
+        rows = [
+            recogniser(align(image[None].to(device, torch.float32) * 2 - 1, landmarks, recogniser.input_size)).cpu()
+            for image, landmarks in known
+        ]
+        return cls(recogniser=recogniser, embeddings=torch.cat(rows) if rows else torch.empty(0, 0))
+
+
+def align(pixel_values: Tensor, landmarks: Tensor, size: int) -> Tensor:
+    """pixel_values [1,C,H,W], landmarks [5,2] in its pixels -> [1,C,size,size], as a recogniser wants it."""
+    matrix = recognition_frame(landmarks, size)
+    shrink = max(int(1 / float(matrix[:, :2].det().abs().sqrt())), 1)
+    return warp(pixel_values, matrix[None].to(pixel_values), size, shrink=shrink)
+
+
+def recognition_frame(landmarks: Tensor, size: int) -> Tensor:
+    """landmarks [5,2] -> [2,3], from the picture's pixels to those of the aligned face of `size`."""
+    return similarity_transform(landmarks, ARCFACE_POINTS.to(landmarks) * (size / ARCFACE_SIZE))
+
+
+def face_window(landmarks: Tensor, grid: tuple[int, int], vae_factor: int, margin: int = MARGIN) -> tuple[slice, slice]:
+    """Rows and columns of a latent grid (h, w) that hold all a recogniser sees of a face, and `margin` cells more."""
+    corners = torch.tensor([(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
+    cells = transform(corners, invert(recognition_frame(landmarks.cpu(), 1))) / vae_factor
+    low = (cells.amin(0).floor() - margin).int().tolist()
+    high = (cells.amax(0).ceil() + margin).int().tolist()
+    rows = slice(max(low[1], 0), min(high[1], grid[0]))
+    columns = slice(max(low[0], 0), min(high[0], grid[1]))
+    return rows, columns
+
+
+def embed_latents(vae: Any, recogniser: Recogniser, latents: Tensor, landmarks: Tensor) -> Tensor:
+    """latents [C,h,w], scaled; landmarks [5,2] in the pixels they decode to -> [1,D], with gradient to the latents."""
+    vae_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    rows, columns = face_window(landmarks, (latents.shape[-2], latents.shape[-1]), vae_factor)
+    window = latents[None, :, rows, columns].to(vae.dtype) / vae.config.scaling_factor
+    corner = landmarks.new_tensor([columns.start, rows.start]) * vae_factor
+    return recogniser(align(vae.decode(window).sample, landmarks - corner, recogniser.input_size))

@@ -1,0 +1,157 @@
+"""Whose face it is: stored landmarks, a window of the latents, gradient all the way, and never a detector."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from magicapture_core.backbone import tiny
+from magicapture_core.dataset import ItemKey, draw, encode, step_items
+from magicapture_core.identity import MARGIN, Likeness, align, embed_latents, face_window, recognition_frame
+from magicapture_core.losses import identity
+from magicapture_core.trainer import open_run, train
+from magicapture_core.types import Face, Portraits
+from tests.small import LANDMARKS, SmallRecogniser, portraits, same, small_config, weights
+
+MIRRORED = torch.tensor([(33.0, 27.0), (47.0, 27.0), (40.0, 34.0), (34.0, 41.0), (46.0, 41.0)])
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return tiny()
+
+
+@pytest.fixture(scope="module")
+def dataset(backbone):
+    return encode(backbone, portraits(3), portraits(4, seed=1), small_config(), SmallRecogniser())
+
+
+def composed(count: int) -> list[ItemKey]:
+    return [ItemKey(phase="tuning", step=step, group=0, task="composed") for step in range(count)]
+
+
+def test_only_composed_items_below_the_limit_are_asked_for_a_face(dataset):
+    batch = draw(dataset, small_config(), step_items(small_config(), "tuning", 0))
+    assert batch.landmarks[:2].isnan().all()
+    config = small_config(loss={"identity_max_timestep": 300})
+    batch = draw(dataset, config, composed(60))
+    asked = ~batch.landmarks.isnan().flatten(1).any(1)
+    assert torch.equal(asked, batch.timesteps < 300)
+    assert batch.identity_items == asked.nonzero().flatten().tolist() != []
+
+
+def test_the_face_is_the_style_photos_and_its_owner_a_subject_photo(dataset):
+    batch = draw(dataset, small_config(loss={"identity_max_timestep": 1000}), composed(40))
+    places = {tuple(landmarks.flatten().tolist()) for landmarks in batch.landmarks}
+    assert places == {tuple(LANDMARKS.flatten().tolist()), tuple(MIRRORED.flatten().tolist())}
+    drawn = (batch.target_embeds[:, None] == dataset.likeness.embeddings).all(-1)
+    assert drawn.any(1).all()
+    assert drawn.any(0).all()
+
+
+def test_the_landmarks_mirror_with_the_latents(dataset):
+    batch = draw(dataset, small_config(loss={"identity_max_timestep": 1000}), composed(10))
+    for landmarks, face in zip(batch.landmarks, batch.face_masks, strict=True):
+        columns = face[0].any(0).nonzero().flatten() * 8.0
+        assert columns.min() <= landmarks[:, 0].min() < landmarks[:, 0].max() <= columns.max() + 8
+
+
+def test_a_mirrored_photo_gives_the_mirrored_face():
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    image = torch.nn.functional.avg_pool2d(image, 9, stride=1, padding=4)
+    face, mirrored = align(image, LANDMARKS, 32), align(image.flip(-1), MIRRORED, 32)
+    # ArcFace's points are not quite symmetric: a third of a pixel in 32
+    assert (mirrored.flip(-1) - face).abs().mean() < 0.2 * (face.flip(-1) - face).abs().mean()
+
+
+def test_the_window_holds_all_that_the_recogniser_sees():
+    rows, columns = face_window(LANDMARKS, (64, 64), 1)
+    corners = torch.linalg.solve(recognition_frame(LANDMARKS, 1)[:, :2], -recognition_frame(LANDMARKS, 1)[:, 2])
+    assert columns.start == int(corners[0].floor()) - MARGIN
+    assert rows.start == int(corners[1].floor()) - MARGIN
+    assert face_window(LANDMARKS, (8, 6), 8) == (slice(0, 8), slice(0, 6))
+
+
+def test_photos_without_landmarks_are_passed_over(backbone):
+    known = portraits(2)
+    faces = [known.faces[0], Face(box=known.faces[1].box)]
+    half = Portraits(images=known.images, masks=known.masks, faces=faces)
+    dataset = encode(backbone, half, half, small_config(), SmallRecogniser())
+    assert dataset.likeness is not None
+    assert len(dataset.likeness.embeddings) == 1
+    batch = draw(dataset, small_config(loss={"identity_max_timestep": 1000}), composed(40))
+    assert 0 < len(batch.identity_items) < 40
+    blind = encode(backbone, replace(known, faces=[]), half, small_config(), SmallRecogniser())
+    assert draw(blind, small_config(), composed(40)).identity_items == []
+
+
+def test_no_weight_no_embeddings(backbone):
+    config = small_config(loss={"attention_downscale": 2, "identity_weight": 0})
+    assert encode(backbone, portraits(1), portraits(1), config, SmallRecogniser()).likeness is None
+
+
+def test_a_face_in_the_corner_of_the_window_is_the_same_as_in_the_picture(backbone):
+    """Decoding the whole latents and aligning there, against decoding the window alone."""
+    recogniser, image = SmallRecogniser(), portraits(1).images * 2 - 1
+    with torch.no_grad():
+        latents = backbone.vae.encode(image).latent_dist.mean[0]
+        decoded = backbone.vae.decode(latents[None]).sample
+        whole = recogniser(align(decoded, LANDMARKS, recogniser.input_size))
+        window = embed_latents(backbone.vae, recogniser, latents * backbone.vae.config.scaling_factor, LANDMARKS)
+    assert float((whole * window).sum()) > 0.9
+
+
+def test_the_term_by_hand_and_one_unet_pass(backbone, dataset):
+    config = small_config(loss={"attention_downscale": 2, "identity_max_timestep": 500})
+    item = next(item for item in composed(20) if draw(dataset, config, [item]).identity_items)
+    batch, calls = draw(dataset, config, [item]), []
+    kept = {}
+
+    def keep(module, inputs, output):
+        calls.append(1)
+        kept.update(noisy_latents=inputs[0], noise_pred=output.sample)
+
+    with (
+        torch.no_grad(),
+        open_run(backbone, dataset, config) as run,
+        backbone.unet.register_forward_hook(keep),
+        run.objective.terms(batch, refocus=True) as (_, _, term),
+    ):
+        pass
+    abar = backbone.noise_scheduler.alphas_cumprod[batch.timesteps[0]]
+    latents = (kept["noisy_latents"][0] - (1 - abar).sqrt() * kept["noise_pred"][0]) / abar.sqrt()
+    with torch.no_grad():
+        pred_embeds = embed_latents(backbone.vae, dataset.likeness.recogniser, latents, batch.landmarks[0])
+    assert len(calls) == 1
+    torch.testing.assert_close(term, 2 * identity(pred_embeds, batch.target_embeds))
+
+
+def test_the_identity_term_alone_moves_the_lora_and_nothing_else(backbone, dataset):
+    """Through decoder, alignment and recogniser, which stay as they are."""
+    recogniser = dataset.likeness.recogniser
+    before = weights(backbone.vae, recogniser)
+    config = small_config(inversion={"num_steps": 0}, loss={"attention_downscale": 2, "identity_max_timestep": 1000})
+    with open_run(backbone, dataset, config) as run:
+        run.begin("tuning", {}, midway=False)
+        with run.objective.terms(draw(dataset, config, composed(1)), refocus=False) as (_, _, term):
+            term.sum().backward()
+        gradients = [parameter.grad for parameter in run.trainable() if parameter.grad is not None]
+        assert len(gradients) == len(run.trainable())
+        assert sum(float(gradient.abs().sum()) for gradient in gradients) > 0
+    assert same(weights(backbone.vae, recogniser), before)
+    assert not any(parameter.requires_grad for parameter in (*backbone.vae.parameters(), *recogniser.parameters()))
+
+
+def test_a_run_tells_how_often_it_looked_at_a_face(backbone, dataset):
+    config = small_config(tuning={"num_steps": 3}, loss={"attention_downscale": 2, "identity_max_timestep": 1000})
+    steps = [step.losses for step in train(backbone, dataset, config)]
+    assert [step.num_identity for step in steps] == [0, 0, 0, 1, 1, 1]
+    for terms in steps:
+        expected = terms.reconstruction + 2.5 * terms.attention + 0.25 * terms.identity
+        torch.testing.assert_close(terms.total, expected)
+    assert all(float(terms.identity) > 0 for terms in steps[3:])
+
+
+def test_a_likeness_needs_a_known_face():
+    nobody = Likeness.of(SmallRecogniser(), replace(portraits(2), faces=[]), torch.device("cpu"))
+    assert len(nobody.embeddings) == 0
