@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from magicapture_core.files import write_atomic
 
@@ -30,3 +32,13 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
         write_atomic(path, fail)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_file_can_be_read_by_whom_an_ordinary_new_file_can(tmp_path: Path) -> None:
+    """safetensors leaves its files to their owner alone."""
+    ordinary, written = tmp_path / "ordinary", tmp_path / "lora.safetensors"
+    ordinary.touch()
+    for _ in ("new", "replaced"):
+        write_atomic(written, lambda beside: save_file({"weight": torch.zeros(1)}, beside))
+        assert written.stat().st_mode == ordinary.stat().st_mode
+        written.chmod(0o600)
