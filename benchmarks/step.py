@@ -57,7 +57,9 @@ def random_latents(side: int) -> Dataset:
 
     def encoded(mask: float) -> EncodedPortraits:
         face = torch.full((2, 1, 1, side, side), mask)
-        return EncodedPortraits(mean=mean, std=std, face_masks=face, attention_masks=face[..., ::4, ::4])
+        landmarks = torch.full((2, 1, 5, 2), torch.nan)
+        masks = {"face_masks": face, "attention_masks": face[..., ::4, ::4]}
+        return EncodedPortraits(mean=mean, std=std, landmarks=landmarks, **masks)
 
     return Dataset(subject=encoded(1.0), style=encoded(0.0), scaling_factor=0.18215)
 

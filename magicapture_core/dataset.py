@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from .backbone import Backbone
 
 
+NUM_TIMESTEPS = 1000
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EncodedPortraits:
     """One side in latent space. The leading 2 is the mirror: 0 as it is, 1 flipped.
@@ -38,20 +41,6 @@ class EncodedPortraits:
     face_masks: Tensor
     attention_masks: Tensor
     landmarks: Tensor
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Dataset:
-    """Both sides, encoded, ready to draw from. likeness: None without a recogniser, and there is no identity term."""
-
-    subject: EncodedPortraits
-    style: EncodedPortraits
-    scaling_factor: float
-    likeness: Likeness | None = None
-
-    @property
-    def latent_size(self) -> tuple[int, int]:
-        return self.subject.mean.shape[-2], self.subject.mean.shape[-1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +81,67 @@ class Batch:
     def identity_items(self) -> list[int]:
         """Indices of the items to which the identity term applies."""
         return (~self.landmarks.isnan().flatten(1).any(1)).nonzero().flatten().tolist()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """Both sides, encoded, ready to draw from. likeness: None without a recogniser, and there is no identity term."""
+
+    subject: EncodedPortraits
+    style: EncodedPortraits
+    scaling_factor: float
+    likeness: Likeness | None = None
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        return self.subject.mean.shape[-2], self.subject.mean.shape[-1]
+
+    def draw(self, config: TrainConfig, items: Sequence[ItemKey]) -> Batch:
+        """The items of one forward pass, each drawn by itself."""
+        return join([self.draw_item(config, item) for item in items])
+
+    def draw_item(self, config: TrainConfig, item: ItemKey) -> Batch:
+        """Photo, mirror, template, t ~ U, VAE sample and noise, all from the item's own generator. A batch of one.
+
+        A source item is a subject photo and counts inside the face (Eq. 4). Reference and composed items are style
+        photos and count outside it (Eq. 5 and 6): under the composed prompt the style photo is the pseudo label. So
+        there the style photo's landmarks say where the subject's face is to appear (Eq. 7), if t is below
+        identity_max_timestep, and one subject photo, drawn anew each time, says whose it is.
+        """
+        generator = item.generator(config.seed)
+
+        def choose(count: int) -> int:
+            return int(torch.randint(count, (), generator=generator))
+
+        side = self.subject if item.task == "source" else self.style
+        photo, mirrored = choose(side.mean.shape[1]), choose(2) if config.flip else 0
+        template = TEMPLATES[item.task][choose(len(TEMPLATES[item.task]))]
+        timestep = choose(NUM_TIMESTEPS)
+        mean, std = side.mean[mirrored, photo], side.std[mirrored, photo]
+        latents = (mean + std * torch.randn(mean.shape, generator=generator)) * self.scaling_factor
+        noise = torch.randn(mean.shape, generator=generator)
+        face = side.face_masks[mirrored, photo]
+        embeddings = self.likeness.embeddings if self.likeness else torch.zeros(0, 0)
+        landmarks, target_embeds = torch.full((5, 2), torch.nan), torch.zeros(embeddings.shape[1])
+        if item.task == "composed" and timestep < config.loss.identity_max_timestep and len(embeddings):
+            landmarks, target_embeds = side.landmarks[mirrored, photo], embeddings[choose(len(embeddings))]
+        return Batch(
+            latents=latents[None],
+            noise=noise[None],
+            timesteps=torch.tensor([timestep]),
+            prompts=[fill(template, config.subject.placeholder_token, config.style.placeholder_token)],
+            loss_masks=(face if item.task == "source" else 1 - face)[None],
+            face_masks=side.attention_masks[mirrored, photo][None],
+            landmarks=landmarks[None],
+            target_embeds=target_embeds[None],
+        )
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """One after the other."""
+    values = {field.name: [getattr(batch, field.name) for batch in batches] for field in fields(Batch)}
+    prompts = [prompt for batch in batches for prompt in batch.prompts]
+    return Batch(**{name: torch.cat(value) for name, value in values.items() if name != "prompts"}, prompts=prompts)
 
 
 def encode(
@@ -175,49 +225,3 @@ def step_items(config: TrainConfig, phase: str, step: int) -> list[ItemKey]:
     return [
         ItemKey(phase=phase, step=step, group=group, task=task) for group in range(config.accumulate) for task in tasks
     ]
-
-
-def draw(dataset: Dataset, config: TrainConfig, items: Sequence[ItemKey], num_timesteps: int = 1000) -> Batch:
-    """Photo, mirror, template, t ~ U, VAE sample and noise of each item, drawn from its own generator.
-
-    A source item is a subject photo and counts inside the face (Eq. 4). Reference and composed items are style photos
-    and count outside it (Eq. 5 and 6): under the composed prompt the style photo is the pseudo label. So there the
-    style photo's landmarks say where the subject's face is to appear (Eq. 7), if t is below identity_max_timestep, and
-    one subject photo, drawn anew each time, says whose it is.
-    """
-    latents, noises, timesteps, prompts, loss_masks, face_masks = [], [], [], [], [], []
-    landmarks, target_embeds = [], []
-    embeddings = dataset.likeness.embeddings if dataset.likeness else torch.empty(0, 0)
-    for item in items:
-        generator = item.generator(config.seed)
-        side = dataset.subject if item.task == "source" else dataset.style
-
-        def choose(count: int, generator: torch.Generator = generator) -> int:
-            return int(torch.randint(count, (), generator=generator))
-
-        photo, mirrored = choose(side.mean.shape[1]), choose(2) if config.flip else 0
-        template = TEMPLATES[item.task][choose(len(TEMPLATES[item.task]))]
-        timesteps.append(choose(num_timesteps))
-        mean, std = side.mean[mirrored, photo], side.std[mirrored, photo]
-        latents.append((mean + std * torch.randn(mean.shape, generator=generator)) * dataset.scaling_factor)
-        noises.append(torch.randn(mean.shape, generator=generator))
-        prompts.append(fill(template, config.subject.placeholder_token, config.style.placeholder_token))
-        face = side.face_masks[mirrored, photo]
-        loss_masks.append(face if item.task == "source" else 1 - face)
-        face_masks.append(side.attention_masks[mirrored, photo])
-        if item.task == "composed" and timesteps[-1] < config.loss.identity_max_timestep and len(embeddings):
-            landmarks.append(side.landmarks[mirrored, photo])
-            target_embeds.append(embeddings[choose(len(embeddings))])
-        else:
-            landmarks.append(torch.full((5, 2), torch.nan))
-            target_embeds.append(torch.zeros(embeddings.shape[1]))
-    return Batch(
-        latents=torch.stack(latents),
-        noise=torch.stack(noises),
-        timesteps=torch.tensor(timesteps),
-        prompts=prompts,
-        loss_masks=torch.stack(loss_masks),
-        face_masks=torch.stack(face_masks),
-        landmarks=torch.stack(landmarks),
-        target_embeds=torch.stack(target_embeds),
-    )

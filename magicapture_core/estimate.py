@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .config import TrainConfig
-from .dataset import Dataset, draw, step_items
+from .dataset import Dataset, step_items
 from .trainer import open_run
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def estimate(backbone: Backbone, dataset: Dataset, config: TrainConfig) -> Estim
     is counted: weights, 16 bytes a trained number, and the activations kept.
     """
     items = step_items(config, "tuning", 0)
-    batch = draw(dataset, config, items[: config.batch_size])
+    batch = dataset.draw(config, items[: config.batch_size])
     device = backbone.unet.device
     with open_run(backbone, dataset, config) as run:
         run.begin("tuning", {}, midway=False)

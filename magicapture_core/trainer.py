@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from . import lora, tokens
 from .config import TokenConfig, TrainConfig
-from .dataset import Batch, Dataset, draw, step_items
+from .dataset import Batch, Dataset, step_items
 from .objective import Objective
 from .sampler import sample
 from .tokens import Vocabulary
@@ -201,7 +201,7 @@ class Run:
         sums = torch.zeros(3, device=self.objective.device)
         num_identity = 0
         for start in range(0, len(items), self.config.batch_size):
-            batch = draw(self.dataset, self.config, items[start : start + self.config.batch_size])
+            batch = self.dataset.draw(self.config, items[start : start + self.config.batch_size])
             sums += self.backward(batch, phase, share=1 / len(items))
             num_identity += len(batch.identity_items)
         self._scaler.unscale_(self._optimizer)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from magicapture_core.backbone import tiny
-from magicapture_core.dataset import draw, encode, step_items
+from magicapture_core.dataset import encode, step_items
 from magicapture_core.types import MagiCaptureError, Portraits
 from tests.small import portraits, small_config
 
@@ -16,9 +16,9 @@ def test_an_item_draws_the_same_alone_and_in_company(dataset):
     """So resuming needs no random state, and any split into forward passes is the same run."""
     config = small_config(accumulate=2)
     items = step_items(config, "tuning", 7)
-    whole = draw(dataset, config, items)
+    whole = dataset.draw(config, items)
     for index, item in enumerate(items):
-        alone = draw(dataset, config, [item])
+        alone = dataset.draw(config, [item])
         assert torch.equal(alone.latents[0], whole.latents[index])
         assert torch.equal(alone.noise[0], whole.noise[index])
         assert alone.prompts[0] == whole.prompts[index]
@@ -33,7 +33,7 @@ def test_a_step_holds_one_item_of_each_task_per_group():
 def test_steps_seeds_phases_and_groups_draw_anew(dataset):
     config = small_config(accumulate=2)
     batches = [
-        draw(dataset, settings, [step_items(settings, phase, step)[place]])
+        dataset.draw(settings, [step_items(settings, phase, step)[place]])
         for settings, phase, step, place in (
             (config, "tuning", 0, 0),
             (config, "tuning", 1, 0),
@@ -48,7 +48,7 @@ def test_steps_seeds_phases_and_groups_draw_anew(dataset):
 
 def test_photos_mirrors_templates_and_timesteps_all_get_their_turn(dataset):
     config = small_config()
-    batch = draw(dataset, config, [step_items(config, "tuning", step)[2] for step in range(200)])
+    batch = dataset.draw(config, [step_items(config, "tuning", step)[2] for step in range(200)])
     assert len(set(batch.prompts)) == 8
     assert batch.timesteps.min() < 50
     assert batch.timesteps.max() > 950
@@ -58,7 +58,7 @@ def test_photos_mirrors_templates_and_timesteps_all_get_their_turn(dataset):
 def test_regions_and_prompts_of_the_three_tasks(dataset):
     """A source item counts inside the face; reference and composed items are style photos and count outside it."""
     config = small_config(flip=False)
-    source, reference, composed = (draw(dataset, config, [item]) for item in step_items(config, "tuning", 0))
+    source, reference, composed = (dataset.draw(config, [item]) for item in step_items(config, "tuning", 0))
     face = dataset.subject.face_masks[0, :1]
     assert torch.equal(source.loss_masks, face)
     for batch in (reference, composed):
@@ -73,7 +73,7 @@ def test_latents_are_fresh_samples_of_the_posterior(dataset):
     config = small_config(flip=False)
     items = [step_items(config, "tuning", step)[0] for step in range(300)]
     side = dataset.subject
-    drawn = draw(dataset, config, items).latents / dataset.scaling_factor
+    drawn = dataset.draw(config, items).latents / dataset.scaling_factor
     distance = ((drawn[:, None] - side.mean[0]) / side.std[0]).abs().mean((2, 3, 4))  # [items, photos]
     assert 0.75 < distance.min(1).values.mean() < 0.85  # mean of |N(0,1)| is .798
 

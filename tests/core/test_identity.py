@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from magicapture_core.backbone import tiny
-from magicapture_core.dataset import ItemKey, draw, encode, step_items
+from magicapture_core.dataset import ItemKey, encode, step_items
 from magicapture_core.identity import MARGIN, Likeness, align, embed_latents, face_window, recognition_frame
 from magicapture_core.losses import identity
 from magicapture_core.trainer import open_run, train
@@ -31,17 +31,17 @@ def composed(count: int) -> list[ItemKey]:
 
 
 def test_only_composed_items_below_the_limit_are_asked_for_a_face(dataset):
-    batch = draw(dataset, small_config(), step_items(small_config(), "tuning", 0))
+    batch = dataset.draw(small_config(), step_items(small_config(), "tuning", 0))
     assert batch.landmarks[:2].isnan().all()
     config = small_config(loss={"identity_max_timestep": 300})
-    batch = draw(dataset, config, composed(60))
+    batch = dataset.draw(config, composed(60))
     asked = ~batch.landmarks.isnan().flatten(1).any(1)
     assert torch.equal(asked, batch.timesteps < 300)
     assert batch.identity_items == asked.nonzero().flatten().tolist() != []
 
 
 def test_the_face_is_the_style_photos_and_its_owner_a_subject_photo(dataset):
-    batch = draw(dataset, small_config(loss={"identity_max_timestep": 1000}), composed(40))
+    batch = dataset.draw(small_config(loss={"identity_max_timestep": 1000}), composed(40))
     places = {tuple(landmarks.flatten().tolist()) for landmarks in batch.landmarks}
     assert places == {tuple(LANDMARKS.flatten().tolist()), tuple(MIRRORED.flatten().tolist())}
     drawn = (batch.target_embeds[:, None] == dataset.likeness.embeddings).all(-1)
@@ -50,7 +50,7 @@ def test_the_face_is_the_style_photos_and_its_owner_a_subject_photo(dataset):
 
 
 def test_the_landmarks_mirror_with_the_latents(dataset):
-    batch = draw(dataset, small_config(loss={"identity_max_timestep": 1000}), composed(10))
+    batch = dataset.draw(small_config(loss={"identity_max_timestep": 1000}), composed(10))
     for landmarks, face in zip(batch.landmarks, batch.face_masks, strict=True):
         columns = face[0].any(0).nonzero().flatten() * 8.0
         assert columns.min() <= landmarks[:, 0].min() < landmarks[:, 0].max() <= columns.max() + 8
@@ -79,10 +79,10 @@ def test_photos_without_landmarks_are_passed_over(backbone):
     dataset = encode(backbone, half, half, small_config(), SmallRecogniser())
     assert dataset.likeness is not None
     assert len(dataset.likeness.embeddings) == 1
-    batch = draw(dataset, small_config(loss={"identity_max_timestep": 1000}), composed(40))
+    batch = dataset.draw(small_config(loss={"identity_max_timestep": 1000}), composed(40))
     assert 0 < len(batch.identity_items) < 40
     blind = encode(backbone, replace(known, faces=[]), half, small_config(), SmallRecogniser())
-    assert draw(blind, small_config(), composed(40)).identity_items == []
+    assert blind.draw(small_config(), composed(40)).identity_items == []
 
 
 def test_no_weight_no_embeddings(backbone):
@@ -103,8 +103,8 @@ def test_a_face_in_the_corner_of_the_window_is_the_same_as_in_the_picture(backbo
 
 def test_the_term_by_hand_and_one_unet_pass(backbone, dataset):
     config = small_config(loss={"attention_downscale": 2, "identity_max_timestep": 500})
-    item = next(item for item in composed(20) if draw(dataset, config, [item]).identity_items)
-    batch, calls = draw(dataset, config, [item]), []
+    item = next(item for item in composed(20) if dataset.draw(config, [item]).identity_items)
+    batch, calls = dataset.draw(config, [item]), []
     kept = {}
 
     def keep(module, inputs, output):
@@ -133,7 +133,7 @@ def test_the_identity_term_alone_moves_the_lora_and_nothing_else(backbone, datas
     config = small_config(inversion={"num_steps": 0}, loss={"attention_downscale": 2, "identity_max_timestep": 1000})
     with open_run(backbone, dataset, config) as run:
         run.begin("tuning", {}, midway=False)
-        with run.objective.terms(draw(dataset, config, composed(1)), refocus=False) as (_, _, term):
+        with run.objective.terms(dataset.draw(config, composed(1)), refocus=False) as (_, _, term):
             term.sum().backward()
         gradients = [parameter.grad for parameter in run.trainable() if parameter.grad is not None]
         assert len(gradients) == len(run.trainable())

@@ -8,7 +8,7 @@ import torch
 from magicapture_core import losses
 from magicapture_core.attention import capture
 from magicapture_core.backbone import tiny
-from magicapture_core.dataset import draw, encode, step_items
+from magicapture_core.dataset import encode, step_items
 from magicapture_core.diffusion import add_noise
 from magicapture_core.trainer import open_run
 from tests.small import portraits, small_config
@@ -26,7 +26,7 @@ def test_one_unet_pass_however_many_terms(parts):
     objective, dataset, config = parts
     calls = []
     handle = objective.backbone.unet.register_forward_hook(lambda *_: calls.append(1))
-    with handle, objective.terms(draw(dataset, config, step_items(config, "tuning", 0)), refocus=True):
+    with handle, objective.terms(dataset.draw(config, step_items(config, "tuning", 0)), refocus=True):
         pass
     assert len(calls) == 1
 
@@ -34,10 +34,10 @@ def test_one_unet_pass_however_many_terms(parts):
 def test_a_batch_is_the_mean_of_its_items(parts):
     objective, dataset, config = parts
     items = step_items(config, "tuning", 0)
-    with torch.no_grad(), objective.terms(draw(dataset, config, items), refocus=True) as (together, attention, _):
+    with torch.no_grad(), objective.terms(dataset.draw(config, items), refocus=True) as (together, attention, _):
         pass
     for index, item in enumerate(items):
-        with torch.no_grad(), objective.terms(draw(dataset, config, [item]), refocus=True) as alone:
+        with torch.no_grad(), objective.terms(dataset.draw(config, [item]), refocus=True) as alone:
             torch.testing.assert_close(alone[0][0], together[index])
             torch.testing.assert_close(alone[1][0], attention[index])
 
@@ -45,7 +45,7 @@ def test_a_batch_is_the_mean_of_its_items(parts):
 def test_the_words_regions_are_the_face_and_the_rest(parts):
     """Composed item: the mean of the subject's term against the face and the style's against everything else."""
     objective, dataset, config = parts
-    batch = draw(dataset, config, step_items(config, "tuning", 0)[2:])
+    batch = dataset.draw(config, step_items(config, "tuning", 0)[2:])
     columns = objective.token_columns(batch.prompts)
     with torch.no_grad(), objective.terms(batch, refocus=True) as (_, attention, _):
         pass
@@ -60,14 +60,14 @@ def test_the_words_regions_are_the_face_and_the_rest(parts):
 
 def test_source_and_reference_items_count_their_one_word(parts):
     objective, dataset, config = parts
-    batch = draw(dataset, config, step_items(config, "tuning", 0)[:2])
+    batch = dataset.draw(config, step_items(config, "tuning", 0)[:2])
     columns = objective.token_columns(batch.prompts)
     assert columns.sum(-1).tolist() == [[1, 0], [0, 1]]
 
 
 def test_text_that_does_not_move_is_encoded_once(parts):
     objective, dataset, config = parts
-    batch = draw(dataset, config, step_items(config, "tuning", 0))
+    batch = dataset.draw(config, step_items(config, "tuning", 0))
     with torch.no_grad(), objective.terms(batch, refocus=False) as (fresh, *_):
         pass
     objective.remember_text(True)

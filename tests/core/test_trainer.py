@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from magicapture_core.backbone import tiny
-from magicapture_core.dataset import draw, encode, step_items
+from magicapture_core.dataset import encode, step_items
 from magicapture_core.trainer import open_run, train
 from magicapture_core.types import MagiCaptureError
 from tests.small import portraits, same, small_config, weights
@@ -110,7 +110,7 @@ def test_accumulating_is_averaging_gradients(backbone, dataset):
         with open_run(backbone, dataset, config) as run:
             run.begin("tuning", {}, midway=False)
             for group in groups:
-                run.backward(draw(dataset, config, group), "tuning", share=1 / len(group) / len(groups))
+                run.backward(dataset.draw(config, group), "tuning", share=1 / len(group) / len(groups))
             return [parameter.grad for parameter in run.trainable() if parameter.grad is not None]
 
     both, first, second = gradient([items[:3], items[3:]]), gradient([items[:3]]), gradient([items[3:]])
@@ -156,7 +156,7 @@ def test_twenty_steps_lower_the_loss(backbone, dataset):
     items = [item for step in range(1000, 1004) for item in step_items(config, "tuning", step)]
 
     def loss(run):
-        with torch.no_grad(), run.objective.terms(draw(dataset, config, items), refocus=False) as (reconstruction, *_):
+        with torch.no_grad(), run.objective.terms(dataset.draw(config, items), refocus=False) as (reconstruction, *_):
             return float(reconstruction.mean())
 
     losses = [loss(step.run) for step in train(backbone, dataset, config) if step.step in (1, 20)]
