@@ -50,10 +50,10 @@ class LoraConfig(Settings):
         le=256,
         description="Strength of the update: it is scaled by alpha / rank. Equal to rank means 1.",
     )
-    targets: Literal["cross-attention", "attention", "attention+ff"] = Field(
+    targets: Literal["cross-attention", "attention", "attention+ff", "key-value"] = Field(
         default="cross-attention",
-        description="Layers of the UNet that learn. cross-attention is the paper's; the others add self-attention "
-        "and feed-forward layers.",
+        description="Layers of the UNet that learn. cross-attention is the paper's; attention and attention+ff add "
+        "self-attention and feed-forward layers; key-value is Custom Diffusion's, the text side of cross-attention.",
     )
     text_encoder: bool = Field(default=False, description="Also train a LoRA on the attention of the text encoder.")
 

@@ -19,6 +19,7 @@ TARGETS = {
     "cross-attention": r".*\.attn2\.(to_q|to_k|to_v|to_out\.0)",
     "attention": r".*\.attn[12]\.(to_q|to_k|to_v|to_out\.0)",
     "attention+ff": r".*\.(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2))",
+    "key-value": r".*\.attn2\.(to_k|to_v)",
     "text-encoder": r".*\.self_attn\.(q_proj|k_proj|v_proj|out_proj)",
 }
 ADAPTER = "default"
