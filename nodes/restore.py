@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +64,9 @@ class RestoreAndUpscale(io.ComfyNode):
             description="Enlarges pictures and restores the faces in them. Faces are found, framed, restored at 512 "
             "pixels and blended back; nothing but the faces is touched by the restorer.",
             search_aliases=["face restore", "upscale", "GFPGAN", "ESRGAN", "face detailer"],
+            is_input_list=True,
             inputs=[
-                io.Image.Input("images", tooltip="The pictures to finish."),
+                io.Image.Input("images", tooltip="The pictures to finish: a list, or a batch."),
                 io.Float.Input(
                     "upscale_by",
                     default=2.0,
@@ -99,7 +102,11 @@ class RestoreAndUpscale(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="images", tooltip="The finished pictures."),
+                io.Image.Output(
+                    display_name="images",
+                    is_output_list=True,
+                    tooltip="The finished pictures: a list of those that came as a list, a batch of a batch.",
+                ),
                 io.String.Output(
                     display_name="report", tooltip="For each picture: the faces found, and what was done with them."
                 ),
@@ -109,30 +116,31 @@ class RestoreAndUpscale(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        images: Tensor,
-        upscale_by: float,
-        fidelity: float,
-        upscale_model: Any = None,
-        face_restorer: Any = None,
-        mask: Tensor | None = None,
+        images: list[Tensor],
+        upscale_by: list[float],
+        fidelity: list[float],
+        upscale_model: Sequence[Any] = (None,),
+        face_restorer: Sequence[Any] = (None,),
+        mask: list[Tensor] | None = None,
     ) -> io.NodeOutput:
-        import torch
-
+        """Lists, as ComfyUI hands them over: one report for all pictures, and photos of different sizes."""
         from ..magicapture_core.restore import describe, restore_and_upscale
 
-        pictures = to_core(images).cpu()
+        batches = [to_core(batch).cpu() for batch in images]
+        pictures = [picture for batch in batches for picture in batch]
         regions = match_regions(mask, pictures)
-        detector = face_detector() if face_restorer else None
-        restorer = face_restorer.with_fidelity(fidelity) if face_restorer else None
-        device = to_device(upscale_model, restorer and restorer.descriptor)
-        finished, report = [], [header(restorer, upscale_model)]
+        upscaler, restorer = upscale_model[0], face_restorer[0]
+        detector = face_detector() if restorer else None
+        restorer = restorer.with_fidelity(fidelity[0]) if restorer else None
+        device = to_device(upscaler, restorer and restorer.descriptor)
+        finished, report = [], [header(restorer, upscaler)]
         for number, (picture, region) in enumerate(zip(pictures, regions, strict=True), 1):
             faces = detector.detect(picture) if detector else []
-            options = {"factor": upscale_by, "region": region, "device": device, "progress": watch()}
-            finished.append(restore_and_upscale(picture, faces, restorer, upscale_model, **options))
+            options = {"factor": upscale_by[0], "region": region, "device": device, "progress": watch()}
+            finished.append(restore_and_upscale(picture, faces, restorer, upscaler, **options))
             report.append(f"picture {number}: {describe(faces, restorer is not None, region)}")
         text = "\n".join(report)
-        return io.NodeOutput(to_comfy(torch.stack(finished)), text, ui=show(text))
+        return io.NodeOutput(in_batches(finished, batches), text, ui=show(text))
 
 
 def restorer_files() -> list[str]:
@@ -145,18 +153,31 @@ def restorer_folder() -> Path:
     return Path(folder_paths.models_dir, KIND)
 
 
-def match_regions(mask: Tensor | None, pictures: Tensor) -> list[Tensor | None]:
-    """MASK -> for each of the pictures [B,3,H,W] its region [1,H,W], None = everywhere."""
-    from ..magicapture_core.images import resize
-
-    if mask is None:
+def match_regions(masks: Sequence[Tensor] | None, pictures: Sequence[Tensor]) -> list[Tensor | None]:
+    """List of MASK -> for each of the pictures [3,H,W] its region [1,H,W], None = everywhere."""
+    if not masks:
         return [None] * len(pictures)
-    regions = masks_to_core(mask)
+    regions = [region for batch in masks for region in masks_to_core(batch)]
     if len(regions) not in (1, len(pictures)):
         raise MagiCaptureError(f"mask: {len(regions)} masks for {len(pictures)} images; connect one, or one for each")
-    height, width = pictures.shape[-2:]
-    fitted = [resize(region[None], (height, width))[0].clamp(0, 1) if region.any() else None for region in regions]
-    return fitted * (len(pictures) // len(fitted))
+    each = regions * (len(pictures) // len(regions))
+    return [fit_region(region, picture) for region, picture in zip(each, pictures, strict=True)]
+
+
+def fit_region(region: Tensor, picture: Tensor) -> Tensor | None:
+    """A region at the size of its picture; a black one is none."""
+    from ..magicapture_core.images import resize
+
+    height, width = picture.shape[-2:]
+    return resize(region[None], (height, width))[0].clamp(0, 1) if region.any() else None
+
+
+def in_batches(pictures: Iterable[Tensor], batches: Sequence[Tensor]) -> list[Tensor]:
+    """Finished pictures [3,H,W] -> IMAGEs, as many in each as in the batch that they came from."""
+    import torch
+
+    rest = iter(pictures)
+    return [to_comfy(torch.stack(list(islice(rest, len(batch))))) for batch in batches]
 
 
 def to_device(*descriptors: Any) -> Any:

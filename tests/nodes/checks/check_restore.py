@@ -64,9 +64,17 @@ def load_upscaler(name="compact.pth"):
     return UpscaleModelLoader.execute(name)[0]
 
 
-def restore(pack, images, upscale_by=2.0, fidelity=0.5, **sockets):
-    finished, report = nodes(pack).RestoreAndUpscale.execute(images, upscale_by, fidelity, **sockets).args
+def restore_list(pack, images, upscale_by=1.0, fidelity=0.5, **lists):
+    """As ComfyUI hands lists over: several pictures or masks, one of each other thing."""
+    finished, report = nodes(pack).RestoreAndUpscale.execute(images, [upscale_by], [fidelity], **lists).args
     return finished, report.split("\n")
+
+
+def restore(pack, images, upscale_by=2.0, fidelity=0.5, **sockets):
+    """One batch."""
+    lists = {name: [value] for name, value in sockets.items()}
+    [finished], report = restore_list(pack, [images], upscale_by, fidelity, **lists)
+    return finished, report
 
 
 def check_a_file_in_the_folder_is_listed_and_loads(pack):
@@ -132,11 +140,44 @@ def check_the_mask_says_where(pack):
     assert all("0 faces restored, 1 face outside of the mask left alone" in line for line in report[1:])
 
 
+def check_a_list_is_finished_in_one_run(pack):
+    """Photos of two sizes and a batch: each in its size, the batch a batch, and one report that counts on."""
+    small, large, batch = torch.rand(1, 20, 30, 3), torch.rand(1, 40, 20, 3), torch.rand(2, 16, 16, 3)
+    finished, report = restore_list(pack, [small, large, batch], upscale_by=2.0)
+    assert [tuple(pictures.shape) for pictures in finished] == [(1, 40, 60, 3), (1, 80, 40, 3), (2, 32, 32, 3)]
+    assert len(report) == 5
+    assert [line.split(":")[0] for line in report[1:]] == [f"picture {number}" for number in (1, 2, 3, 4)]
+    alone, _ = restore(pack, batch)
+    assert torch.equal(finished[2], alone)
+    schema = nodes(pack).RestoreAndUpscale.define_schema()
+    assert schema.is_input_list
+    assert [bool(output.is_output_list) for output in schema.outputs] == [True, False]
+
+
+def check_a_list_takes_one_mask_or_one_for_each(pack):
+    """Masks of any size, as a list or as a batch; the face of the second picture alone is let through."""
+    images = list(samples(pack).split(1))
+    restorer = nodes(pack).LoadFaceRestorer.execute(save_restorer())[0]
+    corner, everywhere = torch.zeros(1, 64, 64), torch.ones(1, 32, 48)
+    corner[:, 0, 0] = 1
+    outside = "0 faces restored, 1 face outside of the mask left alone"
+    finished, report = restore_list(pack, images, face_restorer=[restorer], mask=[corner, everywhere])
+    assert torch.equal(finished[0], images[0])
+    assert not torch.equal(finished[1], images[1])
+    assert outside in report[1]
+    assert report[2].startswith("picture 2: 1 face restored")
+    finished, report = restore_list(pack, images, face_restorer=[restorer], mask=[corner])
+    assert all(torch.equal(left, right) for left, right in zip(finished, images, strict=True))
+    assert all(outside in line for line in report[1:])
+
+
 def check_mistakes_get_one_line(pack):
     node, images = nodes(pack), samples(pack)
     restorer = node.LoadFaceRestorer.execute(save_restorer())[0]
     with refused("mask: 3 masks for 2 images"):
         restore(pack, images, mask=torch.ones(3, 8, 8))
+    with refused("mask: 2 masks for 3 images"):
+        restore_list(pack, [images, images[:1]], mask=[torch.ones(1, 8, 8), torch.ones(1, 8, 8)])
     with refused("upscale model: RestoreFormer restores faces"):
         restore(pack, images, upscale_model=restorer.descriptor)
     with refused("model_name: no face restorer found"):
