@@ -208,7 +208,8 @@ def train(arguments: Namespace) -> Result:
             on_step=on_step,
         )
     said: Result = {"lora": str(result.files[0]), "embeddings": [str(file) for file in result.files[1:]]}
-    said |= {"photos": [str(note) for note in [*subject_notes, *style_notes]], "steps": config.num_steps}
+    said |= {"photos": [str(note) for note in [*subject_notes, *style_notes]]}
+    said |= {"steps": config.num_steps, "resumed_from_step": result.resumed_from}
     said |= {"loss": result.history[-1][-1], "samples": str(samples), "model": backbone.architecture}
     if arguments.checkpoint is None:
         said["note"] = "trained on the embedded tiny model, for a first look; give --checkpoint for your SD1.5 model"

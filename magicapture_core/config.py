@@ -89,6 +89,12 @@ class LossConfig(Settings):
         le=1000,
         description="The identity loss looks only at steps with less noise than this; above, a face is a blur.",
     )
+    identity_tasks: tuple[Literal["source", "composed"], ...] = Field(
+        default=("composed",),
+        min_length=1,
+        description="Where the identity loss applies: on composed items (the paper), on the subject's own photos, or "
+        "on both.",
+    )
 
 
 class PhaseConfig(Settings):

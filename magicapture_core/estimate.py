@@ -24,7 +24,8 @@ BYTES_PER_TRAINABLE = 8 + BYTES_OF_MOMENTS  # with the weight and its gradient
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """seconds: of one step of phase 2, and of the whole run. peak_bytes: of device memory, at least."""
+    """seconds: of one step of phase 2, and of the whole run without its previews. peak_bytes: of device memory, at
+    least."""
 
     seconds_per_step: float
     total_seconds: float
@@ -33,7 +34,7 @@ class Estimate:
     def __str__(self) -> str:
         return (
             f"about {self.seconds_per_step:.2g} s a step, {self.total_seconds / 60:.1f} minutes in all, "
-            f"at least {self.peak_bytes / 2**30:.1f} GB of memory"
+            f"sample pictures not counted, at least {self.peak_bytes / 2**30:.1f} GB of memory"
         )
 
 

@@ -61,11 +61,12 @@ def telling_out_of_memory(function: Callable[P, R]) -> Callable[P, R]:
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """A finished training. files: the LoRA first, then one embedding a learned word. history: a row of TERMS for every
-    step, over both phases."""
+    step, over both phases. resumed_from: the step whose state it went on from, 0 = it began anew."""
 
     key: str
     files: list[Path]
     history: list[list[float]]
+    resumed_from: int = 0
 
 
 @telling_out_of_memory
@@ -103,7 +104,7 @@ def personalize(
     state_file = folder / f"state-{key[:16]}.safetensors"
     state = _load_state(state_file) if resume else {}
     history: list[list[float]] = state.pop("history", torch.empty(0, len(TERMS))).tolist()
-    result = None
+    resumed_from, result = len(history), None
 
     def keep(step: TrainStep) -> None:
         _save_state(state_file, step, history)
@@ -113,7 +114,7 @@ def personalize(
             history.append([float(getattr(step.losses, term)) for term in TERMS])
             if step.step == step.num_steps:  # kept before anyone can say stop
                 files = save(to_artifact(step, backbone.architecture, config, name))
-                result = Result(key=key, files=files, history=history)
+                result = Result(key=key, files=files, history=history, resumed_from=resumed_from)
                 _save_result(folder, result)
             elif step.step % STATE_EVERY == 0:
                 keep(step)

@@ -43,6 +43,7 @@ WIDGETS = {  # id -> folded away; saved workflows hold values by position, so ne
     "max_grad_norm": True,
     "loss_identity_weight": True,
     "loss_identity_max_timestep": True,
+    "loss_identity_tasks": True,
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args, get_origin
 
 import torch
@@ -28,10 +28,16 @@ FacesType = io.Custom("MAGICAPTURE_FACES")
 SCHEMA_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 
 
-def schema(name: str, **fields: Any) -> io.Schema:
+def schema(name: str, inputs: Iterable[Any], **fields: Any) -> io.Schema:
     """A Schema of our category called `NAME (MagiCapture)`; fields that this ComfyUI does not know are left out."""
-    fields = {"display_name": f"{name} (MagiCapture)", "category": CATEGORY, **fields}
+    fields |= {"display_name": f"{name} (MagiCapture)", "category": CATEGORY, "inputs": [*map(labelled, inputs)]}
     return io.Schema(**{key: value for key, value in fields.items() if key in SCHEMA_FIELDS})
+
+
+def labelled(socket: Any) -> Any:
+    """What the page writes beside it: the id, with spaces."""
+    socket.display_name = socket.id.replace("_", " ")
+    return socket
 
 
 def advanced(socket: Any) -> Any:
@@ -135,7 +141,7 @@ SEPARATOR = ", "
 
 
 def _socket(name: str, field: FieldInfo, default: Any) -> Any:
-    about = {"display_name": name.replace("_", " "), "tooltip": field.description}
+    about = {"tooltip": field.description}
     kind = field.annotation
     if kind is bool:
         return io.Boolean.Input(name, default=default, **about)
@@ -149,9 +155,9 @@ def _socket(name: str, field: FieldInfo, default: Any) -> Any:
     if get_origin(kind) is Literal:
         return io.Combo.Input(name, options=list(get_args(kind)), default=default, **about)
     if get_origin(kind) is tuple:  # of words: every choice that is not empty, the whole first
-        words = default
+        words = get_args(get_args(kind)[0])
         choices = [SEPARATOR.join(c) for n in range(len(words), 0, -1) for c in itertools.combinations(words, n)]
-        return io.Combo.Input(name, options=choices, default=choices[0], **about)
+        return io.Combo.Input(name, options=choices, default=SEPARATOR.join(default), **about)
     raise TypeError(f"no widget for {name}: {kind}")
 
 

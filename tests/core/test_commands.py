@@ -113,7 +113,9 @@ def test_out_of_memory_is_one_line_with_a_state_that_resume_goes_on_from(photos,
         assert main(arguments) == 2
     assert "magicapture train: out of memory: switch on gradient_checkpointing" in capsys.readouterr().err
     assert main([*arguments, "--resume"]) == 0
-    assert "goes on at step 3" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "goes on at step 3" in said.err
+    assert "resumed_from_step: 2\n" in said.out
 
 
 def test_settings_come_from_preset_then_file_then_flags(tmp_path):

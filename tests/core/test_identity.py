@@ -49,6 +49,11 @@ def test_the_face_is_the_style_photos_and_its_owner_a_subject_photo(dataset):
     assert drawn.any(0).all()
 
 
+def test_the_subjects_own_photos_may_be_asked_too(dataset):
+    config = small_config(loss={"identity_max_timestep": 1000, "identity_tasks": ["source"]})
+    assert dataset.draw(config, step_items(config, "tuning", 0)).identity_items == [0]
+
+
 def test_the_landmarks_mirror_with_the_latents(dataset):
     batch = dataset.draw(small_config(loss={"identity_max_timestep": 1000}), composed(10))
     for landmarks, face in zip(batch.landmarks, batch.face_masks, strict=True):

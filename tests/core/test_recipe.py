@@ -59,6 +59,7 @@ def test_a_stopped_run_resumes_to_the_same_file(tmp_path, stop_after):
     assert not list((tmp_path / "stopped").glob("*.safetensors"))
     resumed, steps = personalize(tmp_path / "stopped")
     assert steps == list(range(stop_after + 1, 7))
+    assert (whole.resumed_from, resumed.resumed_from) == (0, stop_after)
     assert resumed.history == whole.history
     for left, right in zip(whole.files, resumed.files, strict=True):
         assert same(load_file(left), load_file(right))
@@ -164,6 +165,7 @@ def test_the_estimate_comes_first_and_does_not_disturb(tmp_path):
     said = []
     personalize(tmp_path, on_estimate=said.append)
     assert said[0].seconds_per_step > 0
+    assert "minutes in all, sample pictures not counted" in str(said[0])
     weights = sum(p.numel() * 4 for part in (tiny().unet, tiny().text_encoder) for p in part.parameters())
     assert said[0].peak_bytes > weights
 
