@@ -201,7 +201,8 @@ def draw_history(history: list[list[float]]) -> Tensor:
 
 
 def _closing_lines(result: Result) -> list[str]:
-    return [f"{len(result.history)} steps", *(f"Written and read back: {file}" for file in result.files)]
+    resumed = f", gone on from step {result.resumed_from}" if result.resumed_from else ""
+    return [f"{len(result.history)} steps{resumed}", *(f"Written and read back: {file}" for file in result.files)]
 
 
 NODES = [TrainMagiCaptureLoRA]

@@ -115,12 +115,14 @@ def check_cancel_resume_and_keep(pack, loaded):
     assert lora is artifact.lora
     assert any(weight.any() for key, weight in lora.items() if "lora_up" in key)
     assert "inside.safetensors" in report
+    assert "4 steps, gone on from step 3" in report.split("\n"), report
     assert not list(folder.glob("state-*.safetensors"))
 
     with Steps() as steps:
         kept, *_, report = node.execute(**given).args
     assert not steps.seen
     assert "Nothing has changed" in report
+    assert "4 steps" in report.split("\n"), report
     assert all(torch.equal(kept.lora[key], weight) for key, weight in lora.items())
     assert same(before, as_bytes(loaded))
     assert torch.equal(pixels, given["subject_images"])
