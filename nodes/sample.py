@@ -16,8 +16,6 @@ from .sockets import MAX_INT, ArtifactType, checkpoint_inputs, schema, show, str
 if TYPE_CHECKING:
     from ..magicapture_core.artifact import Artifact
 
-NO_RECOGNISER = "no recogniser connected: the pictures are in the order of their seeds"
-
 
 class ComposedPromptSampler(io.ComfyNode):
     @classmethod
@@ -86,7 +84,7 @@ class ComposedPromptSampler(io.ComfyNode):
             outputs=[
                 io.Image.Output(display_name="images", tooltip="The pictures, one batch."),
                 io.Latent.Output(display_name="latents", tooltip="The same as latents, for a second pass."),
-                io.String.Output(display_name="scores", tooltip="Seed and likeness of each picture."),
+                io.String.Output(display_name="scores", tooltip="The seed of each picture."),
             ],
         )
 
@@ -121,7 +119,6 @@ class ComposedPromptSampler(io.ComfyNode):
         report = [
             f"{learned.name}: {prompts[0]}",
             *([f"{learned.name} was on MODEL already and is not applied twice"] if attached else []),
-            NO_RECOGNISER,
             *(f"picture {i + 1}: seed {sampling['seed'] + i}" for i in range(len(images))),
         ]
         return io.NodeOutput(images, {"samples": latents}, "\n".join(report), ui=show("\n".join(report)))

@@ -161,7 +161,6 @@ def test_every_picture_has_its_own_seed(server: ComfyServer, ready: str) -> None
     two = [np.asarray(picture.convert("RGB"), dtype=np.int16) for picture in server.images(run, "19")]
     assert "seed 7" in "".join(run.outputs["20"]["text"])
     assert "seed 8" in "".join(run.outputs["20"]["text"])
-    assert "no recogniser connected" in "".join(run.outputs["20"]["text"])
     alone = pictures(server, CHECKPOINT_NODE | ours(["1", 0], ["1", 1], count=1, seed=8))
     assert len(two) == 2
     assert np.abs(two[0] - two[1]).max() > 2
