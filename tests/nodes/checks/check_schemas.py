@@ -45,6 +45,14 @@ def check_every_socket_has_a_tooltip(pack):
         assert len(info["output_tooltips"]) == len(info["output"])
 
 
+def check_labels_have_spaces(pack):
+    """Ids keep their underscores, for saved workflows; what the page writes beside them has none."""
+    for node in nodes(pack):
+        info = node.GET_NODE_INFO_V1()
+        labels = {name: spec[1]["display_name"] for name, spec in sockets(info).items()}
+        assert labels == {name: name.replace("_", " ") for name in labels}, info["name"]
+
+
 def check_widget_order(pack):
     """Saved workflows hold values by position: a new widget goes to the end of the node and of the file."""
     committed = json.loads(ORDER.read_text(encoding="utf-8"))
