@@ -1,0 +1,116 @@
+"""MagiCapture, its ablations and its rivals on equal terms: the core's own parts, the same number of UNet passes.
+
+A method is a configuration and the photos it is given; all are trained by the core's trainer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from magicapture_core.config import TrainConfig, parse_config
+from magicapture_core.dataset import Batch, Dataset, ItemKey
+
+PASSES = 360  # of the UNet, for every method
+COMPOSED = "a photo of a {subject} person in the {style} style"
+BASE: dict[str, Any] = {
+    "resolution": 64,
+    "lora": {"lora_rank": 8, "lora_alpha": 8.0},
+    "loss": {"attention_downscale": 2, "identity_max_timestep": 800},
+    "inversion": {"token_learning_rate": 5e-3},
+    "tuning": {"token_learning_rate": 5e-4, "lora_learning_rate": 1e-3},
+}
+
+
+class Unmasked(Dataset):
+    """Every pixel of every photo counts."""
+
+    def draw_item(self, config: TrainConfig, item: ItemKey) -> Batch:
+        batch = super().draw_item(config, item)
+        return replace(batch, loss_masks=torch.ones_like(batch.loss_masks))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """changes: to BASE. inversion_share: of the passes, spent in phase 1. photos: what it trains on.
+
+    `truth` gives the true composed pictures as the style's photos: the ceiling. `nothing` trains not at all.
+    """
+
+    title: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    inversion_share: float = 1 / 4
+    masked: bool = True
+    photos: str = "pair"
+
+    def config(self, seed: int, learning_rate_factor: float = 1.0) -> TrainConfig:
+        """Both phases together make PASSES passes; every learning rate is multiplied by the factor."""
+        values = merge(BASE, {**self.changes, "seed": seed})
+        tasks = values["tuning"].get("tasks", ("source", "reference", "composed"))
+        inversion_passes = round(PASSES * self.inversion_share)
+        values["inversion"]["num_steps"] = inversion_passes // 2
+        values["tuning"]["num_steps"] = (PASSES - inversion_passes) // len(tasks)
+        for phase in ("inversion", "tuning"):
+            for name, value in values[phase].items():
+                if name.endswith("learning_rate"):
+                    values[phase][name] = value * learning_rate_factor
+        return parse_config(values)
+
+    def dataset(self, encoded: Dataset) -> Dataset:
+        return encoded if self.masked else Unmasked(**vars(encoded))
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the nested dictionary with the changes in place."""
+    merged = {key: merge(value, {}) if isinstance(value, Mapping) else value for key, value in base.items()}
+    for key, value in changes.items():
+        merged[key] = merge(merged.get(key, {}), value) if isinstance(value, Mapping) else value
+    return merged
+
+
+TWO_TASKS = ("source", "reference")
+NO_EXTRAS = {"attention_weight": 0, "identity_weight": 0}
+WITHOUT_COMPOSED = {"tuning": {"tasks": TWO_TASKS}, "loss": {"identity_tasks": ("source",)}}
+
+METHODS: dict[str, Method] = {
+    "untouched": Method(title="untouched model", photos="nothing"),
+    "truth": Method(
+        title="trained on the true pictures",
+        changes={"tuning": {"tasks": ("composed",)}, "loss": NO_EXTRAS},
+        inversion_share=0,
+        masked=False,
+        photos="truth",
+    ),
+    "textual_inversion": Method(
+        title="Textual Inversion", changes={"loss": NO_EXTRAS}, inversion_share=1, masked=False
+    ),
+    "dreambooth": Method(
+        title="DreamBooth (LoRA)",
+        changes={
+            "lora": {"targets": "attention+ff", "text_encoder": True},
+            "tuning": {"tasks": TWO_TASKS, "token_learning_rate": 0},
+            "loss": NO_EXTRAS,
+        },
+        inversion_share=0,
+        masked=False,
+    ),
+    "custom_diffusion": Method(
+        title="Custom Diffusion",
+        changes={
+            "lora": {"targets": "key-value", "lora_rank": 64, "lora_alpha": 64.0},  # as good as full rank here
+            "tuning": {"tasks": TWO_TASKS, "token_learning_rate": 1e-3},
+            "loss": NO_EXTRAS,
+        },
+        inversion_share=0,
+        masked=False,
+    ),
+    "magicapture": Method(title="MagiCapture"),
+    "without_ar": Method(title="without attention refocusing", changes={"loss": {"attention_weight": 0}}),
+    "without_cp": Method(title="without composed prompts", changes=WITHOUT_COMPOSED),
+    "without_ar_cp": Method(title="without both", changes=merge(WITHOUT_COMPOSED, {"loss": {"attention_weight": 0}})),
+    "without_masks": Method(title="without masks", masked=False),
+    "without_identity": Method(title="without the identity loss", changes={"loss": {"identity_weight": 0}}),
+}
