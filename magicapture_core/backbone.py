@@ -154,24 +154,16 @@ def from_diffusers(folder: Path | str) -> Backbone:
 
 
 @torch.inference_mode(False)
-def tiny(seed: int = 0) -> Backbone:
-    """The embedded default: the same classes as SD1.5 at 64 px, four million random weights of unit gain."""
+def tiny() -> Backbone:
+    """The embedded default: the same classes as SD1.5 at 64 px, trained on PortraitBench's world."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     configs = {part: _read_json(TINY_FOLDER / part / "config.json") for part in CHECKPOINT_PREFIXES}
-    vae = _empty(AutoencoderKL, configs["vae"])
-    unet, text_encoder = _empty(UNet2DConditionModel, configs["unet"]), _empty_clip(configs["text_encoder"])
-    generator = torch.Generator().manual_seed(seed)
-    for module in (vae, unet, text_encoder):
-        _fill(module, {name: _random(name, value.shape, generator) for name, value in module.state_dict().items()})
-    log_variance = slice(vae.config.latent_channels, None)
-    vae.quant_conv.weight.data[log_variance] = 0
-    vae.quant_conv.bias.data[log_variance] = -8.0  # the encoder is sure of its latents, as a trained one is
     return Backbone(
-        vae=vae,
-        unet=unet,
-        text_encoder=text_encoder,
+        vae=_fill_tiny(_empty(AutoencoderKL, configs["vae"]), "vae"),
+        unet=_fill_tiny(_empty(UNet2DConditionModel, configs["unet"]), "unet"),
+        text_encoder=_fill_tiny(_empty_clip(configs["text_encoder"]), "text_encoder"),
         tokenizer=load_tokenizer(TINY_FOLDER / "tokenizer"),
         noise_scheduler=noise_scheduler(),
         architecture=TINY,
@@ -281,6 +273,16 @@ def _to_fp32(value: Tensor) -> Tensor:
     if value.is_inference():
         value = value.clone()
     return value.to("cpu", torch.float32 if value.is_floating_point() else value.dtype)
+
+
+def _fill_tiny(module: Any, part: str) -> Any:
+    """The embedded weights of a part; random ones of unit gain where it is not trained yet."""
+    from safetensors.torch import load_file
+
+    if files := list((TINY_FOLDER / part).glob("*.safetensors")):
+        return _fill(module, load_file(files[0]))
+    generator = torch.Generator().manual_seed(0)
+    return _fill(module, {name: _random(name, value.shape, generator) for name, value in module.state_dict().items()})
 
 
 def _random(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:

@@ -35,8 +35,8 @@ SEED = 7
 NUM_STEPS = 20
 LOOK = 256  # side of the pictures that are only looked at
 UNTRAINED = (
-    "The embedded model is not trained yet: its weights are random, so its pictures are patterns. Every stage is the "
-    "real one; with --checkpoint the same line trains on your SD1.5 model."
+    "Of the embedded model only the VAE is trained yet: the UNet's weights are random, so its pictures are patterns. "
+    "Every stage is the real one; with --checkpoint the same line trains on your SD1.5 model."
 )
 
 CAPTIONS = {
