@@ -7,6 +7,10 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from magicapture_core.types import MagiCaptureError
+
+from .methods import METHODS
+
 STAGES = ("vae", "unet", "recognisers", "judges")
 SAMPLES = Path(__file__).parent.parent / "magicapture_core" / "tiny" / "samples"
 
@@ -39,6 +43,39 @@ def run_check(args: argparse.Namespace) -> None:
     sys.exit(0 if print_gates() else 1)
 
 
+def run_runs(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from .runs import Run, run_all
+
+    runs = [
+        Run(method=method, pair=pair, seed=seed)
+        for pair in range(args.pairs)
+        for seed in range(args.seeds)
+        for method in args.methods
+    ]
+    for _ in tqdm(run_all(runs), "runs", len(runs)):
+        pass
+
+
+def run_report(args: argparse.Namespace) -> None:
+    from .runs import lines_file, read_lines
+    from .table import METRICS, differences, means, to_markdown
+
+    lines = read_lines(lines_file())
+    print(to_markdown(means(lines), list(METRICS)), "MagiCapture minus the others, pair by pair:", sep="\n\n")
+    print(to_markdown(differences(lines), list(METRICS)))
+
+
+def run_bars(args: argparse.Namespace) -> None:
+    from .bars import bars
+    from .runs import lines_file, read_lines
+
+    found = list(bars(read_lines(lines_file())))
+    print(*found, sep="\n")
+    sys.exit(0 if all(bar.holds for bar in found) else 1)
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="portraitbench", description="A small world of portraits with known truth.")
     commands = parser.add_subparsers(required=True)
@@ -54,12 +91,25 @@ def make_parser() -> argparse.ArgumentParser:
     pretrain.set_defaults(run=run_pretrain)
     check = commands.add_parser("check", help="measure the gates that the trained models must pass; exit 1 below one")
     check.set_defaults(run=run_check)
+    runs = commands.add_parser("run", help="train and measure methods on pairs; finished runs are kept")
+    runs.add_argument("--pairs", type=int, default=16, help="identities, each with a style of its own")
+    runs.add_argument("--seeds", type=int, default=1, help="runs of each method on each pair")
+    runs.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="all by default")
+    runs.set_defaults(run=run_runs)
+    report = commands.add_parser("report", help="the table of all finished runs, as Markdown")
+    report.set_defaults(run=run_report)
+    bars = commands.add_parser("bars", help="what MagiCapture must show; exit 1 where it does not")
+    bars.set_defaults(run=run_bars)
     return parser
 
 
 def main() -> None:
     args = make_parser().parse_args()
-    args.run(args)
+    try:
+        args.run(args)
+    except MagiCaptureError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

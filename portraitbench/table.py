@@ -1,0 +1,90 @@
+"""From finished runs to a table: means over pairs, paired differences to MagiCapture, 95 % by bootstrap over pairs."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from .methods import METHODS
+
+OURS = "magicapture"
+NUM_BOOTSTRAPS = 10_000
+METRICS: dict[str, str] = {  # what a table shows, and whether more is better
+    "csim": "CSIM", "style": "Style", "style_words": "style words", "trait_error": "trait error (less)",
+    "truth_distance": "distance to the truth (less)", "subject_leakage": "leakage of the person's word (less)",
+    "style_leakage": "leakage of the style's word (less)", "detection": "faces found", "glasses": "obeys glasses",
+    "blue_background": "obeys blue background",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One figure: a method's mean over n pairs and its 95 % interval; or of the difference ours minus the method's."""
+
+    method: str
+    metric: str
+    mean: float
+    lo: float
+    hi: float
+    n: int
+
+
+def by_pair(lines: Iterable[Mapping[str, Any]], metric: str) -> dict[str, dict[int, float]]:
+    """method -> pair -> the mean over its seeds. Figures that could not be measured (no face) are left out."""
+    found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for line in lines:
+        if not math.isnan(value := line["figures"][metric]):
+            found[line["method"]][line["pair"]].append(value)
+    return {method: {pair: float(np.mean(v)) for pair, v in pairs.items()} for method, pairs in found.items()}
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean, and the middle 95 % of the means of as many values drawn from them again and again."""
+    sample = np.asarray(values, float)
+    draws = np.random.default_rng(0).choice(sample, (NUM_BOOTSTRAPS, len(sample))).mean(1)
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return float(sample.mean()), float(low), float(high)
+
+
+def means(lines: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Every method's every metric."""
+    return [
+        row(method, metric, list(pairs.values()))
+        for metric in METRICS
+        for method, pairs in by_pair(lines, metric).items()
+    ]
+
+
+def differences(lines: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Ours minus each other method, over the pairs that both have."""
+    rows = []
+    for metric in METRICS:
+        pairs = by_pair(lines, metric)
+        ours = pairs.pop(OURS, {})
+        for method, theirs in pairs.items():
+            if shared := sorted(ours.keys() & theirs.keys()):
+                rows.append(row(method, metric, [ours[pair] - theirs[pair] for pair in shared]))
+    return rows
+
+
+def row(method: str, metric: str, values: Sequence[float]) -> Row:
+    mean, low, high = interval(values)
+    return Row(method=method, metric=metric, mean=mean, lo=low, hi=high, n=len(values))
+
+
+def to_json(key: str, rows: Sequence[Row]) -> dict[str, Any]:
+    return {"format": 1, "key": key, "rows": [asdict(row) for row in rows]}
+
+
+def to_markdown(rows: Sequence[Row], metrics: Sequence[str]) -> str:
+    """A method a line in the order of METHODS, a metric a column: mean [lo, hi]."""
+    cells = {(row.method, row.metric): f"{row.mean:.3f} [{row.lo:.3f}, {row.hi:.3f}]" for row in rows}
+    present = [method for method in METHODS if any(row.method == method for row in rows)]
+    lines = [["", *(METRICS[metric] for metric in metrics)], ["---"] * (len(metrics) + 1)]
+    lines += [[METHODS[method].title, *(cells.get((method, metric), "") for metric in metrics)] for method in present]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

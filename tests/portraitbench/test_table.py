@@ -1,0 +1,76 @@
+"""Tables: pairs are averaged and drawn again, differences are paired, what could not be measured is left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from portraitbench import __main__, nets
+from portraitbench.bars import bars
+from portraitbench.table import METRICS, by_pair, differences, interval, means, to_json, to_markdown
+
+
+def line(method: str, pair: int, csim: float, seed: int = 0) -> dict[str, Any]:
+    figures = dict.fromkeys(METRICS, 0.5) | {"csim": csim}
+    return {"method": method, "pair": pair, "seed": seed, "figures": figures}
+
+
+def test_seeds_are_averaged_within_a_pair_and_nan_is_left_out():
+    lines = [line("dreambooth", 0, 0.2), line("dreambooth", 0, 0.4, seed=1), line("dreambooth", 1, float("nan"))]
+    assert by_pair(lines, "csim") == {"dreambooth": {0: pytest.approx(0.3)}}
+
+
+def test_a_constant_has_no_width_and_a_spread_has_some():
+    assert interval([0.5] * 8) == (0.5, 0.5, 0.5)
+    mean, low, high = interval([0.0, 1.0] * 8)
+    assert mean == 0.5
+    assert 0.2 < low < 0.4 < 0.6 < high < 0.8
+
+
+def test_differences_are_paired():
+    """Pairs that vary by 1, a method that is always 0.1 behind: the difference is 0.1 without width."""
+    lines = [line("magicapture", pair, 0.1 + pair / 8) for pair in range(8)]
+    lines += [line("dreambooth", pair, pair / 8) for pair in range(6)]
+    [found] = [row for row in differences(lines) if row.metric == "csim"]
+    assert (found.method, found.n) == ("dreambooth", 6)
+    assert (found.mean, found.lo, found.hi) == (pytest.approx(0.1),) * 3
+    [ours] = [row for row in means(lines) if row.metric == "csim" and row.method == "magicapture"]
+    assert ours.hi - ours.lo > 0.3
+
+
+def test_the_tables_say_what_they_hold():
+    lines = [line("magicapture", 0, 0.6), line("dreambooth", 0, 0.25)]
+    text = to_markdown(means(lines), ["csim"])
+    assert text.splitlines()[0] == "|  | CSIM |"
+    assert text.splitlines()[2:] == [
+        "| DreamBooth (LoRA) | 0.250 [0.250, 0.250] |",
+        "| MagiCapture | 0.600 [0.600, 0.600] |",
+    ]
+    data = to_json("abc", means(lines))
+    assert (data["format"], data["key"]) == (1, "abc")
+    assert set(data["rows"][0]) == {"method", "metric", "mean", "lo", "hi", "n"}
+
+
+def test_bars_hold_miss_and_tell_what_was_not_measured():
+    lines = [line("magicapture", pair, 0.6) for pair in range(4)]
+    lines += [line("dreambooth", pair, 0.7) for pair in range(4)]
+    lines += [line("textual_inversion", pair, 0.3) for pair in range(4)]
+    lines += [line("without_cp", pair, 0.56) for pair in range(4)]
+    found = {bar.name.removesuffix(", lower end of 95 %"): bar for bar in bars(lines)}
+    assert found["CSIM ahead of textual_inversion"].holds
+    assert not found["CSIM ahead of dreambooth"].holds
+    assert found["CSIM ahead of custom_diffusion"].figure is None
+    assert not found["CSIM ahead of custom_diffusion"].holds
+    assert found["Style against the best rival"].holds
+    assert found["CSIM that composed prompts add"].figure == pytest.approx(0.04)
+    assert not found["CSIM that composed prompts add"].holds
+
+
+def test_missing_weights_are_one_line_and_exit_2(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(nets, "WEIGHTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["portraitbench", "run", "--pairs", "1", "--methods", "magicapture"])
+    with pytest.raises(SystemExit) as exit_info:
+        __main__.main()
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("training_recogniser.safetensors is missing")
