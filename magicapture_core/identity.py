@@ -39,6 +39,7 @@ class Likeness:
     @classmethod
     @torch.no_grad()
     def of(cls, recogniser: Recogniser, portraits: Portraits, device: torch.device) -> Likeness:
+        """Moves the recogniser to the device, where the training will need it too."""
         recogniser.to(device)
         faces = [(image, face.landmarks) for image, face in zip(portraits.images, portraits.faces, strict=False)]
         known = [(image, landmarks) for image, landmarks in faces if landmarks is not None]

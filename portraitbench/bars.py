@@ -16,19 +16,23 @@ COMPOSED_GAIN = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """A figure and what it must reach; a figure of None was not measured, and holds nothing."""
+    """A figure and what it must reach (is_above: exceed); a figure of None was not measured, and holds nothing."""
 
     name: str
     figure: float | None
     least: float
+    is_above: bool = False
 
     @property
     def holds(self) -> bool:
-        return self.figure is not None and self.figure >= self.least
+        if self.figure is None:
+            return False
+        return self.figure > self.least if self.is_above else self.figure >= self.least
 
     def __str__(self) -> str:
         figure = "not measured" if self.figure is None else f"{self.figure:.3f}"
-        return f"{self.name:64} {figure:>12}  (>= {self.least:g}: {'holds' if self.holds else 'MISSED'})"
+        sign, verdict = ">" if self.is_above else ">=", "holds" if self.holds else "MISSED"
+        return f"{self.name:64} {figure:>12}  ({sign} {self.least:g}: {verdict})"
 
 
 def bars(lines: Sequence[Mapping[str, Any]]) -> Iterator[Bar]:
@@ -36,7 +40,9 @@ def bars(lines: Sequence[Mapping[str, Any]]) -> Iterator[Bar]:
     ahead = {(row.method, row.metric): row for row in differences(lines)}
     for rival in RIVALS:
         row = ahead.get((rival, "csim"))
-        yield Bar(name=f"CSIM ahead of {rival}, lower end of 95 %", figure=row.lo if row else None, least=0.0)
+        yield Bar(
+            name=f"CSIM ahead of {rival}, lower end of 95 %", figure=row.lo if row else None, least=0.0, is_above=True
+        )
     style = [mean[rival, "style"] for rival in RIVALS if (rival, "style") in mean]
     ours = mean.get((OURS, "style"))
     yield Bar(

@@ -22,10 +22,10 @@ from .captions import article
 from .labels import STYLE_WORDS
 from .nets import load_net
 from .parameters import BACKGROUND_COLORS, CLOTHES_COLORS, CUTS, GARMENTS, HAIR_COLORS, Nuisance, Style, pick
-from .pictures import load_pictures
+from .pictures import load_pictures, to_tensor
 from .pretrain.judges import Subjects, style_accuracy, style_target, style_window
 from .pretrain.people import load_people
-from .pretrain.recognisers import score, to_tensor, verification_accuracy
+from .pretrain.recognisers import score, verification_accuracy
 from .pretrain.vae import score as vae_score
 from .views import face_crops, hide_face, place_window
 from .world import CANVASES

@@ -26,6 +26,7 @@ from .world import WORLD_VERSION
 
 WEIGHTS = Path(__file__).parent / "weights"
 NUM_TRAITS = len(fields(Identity))
+SUMMARY = 96  # numbers in which a judge sums a picture up
 
 
 class Residual(nn.Module):
@@ -106,19 +107,30 @@ class JudgingRecogniser(Recogniser):
         return F.normalize(self.head(self.trunk(faces).flatten(1)), dim=1)
 
 
+class Summary(nn.Module):
+    """What both judges have: pictures [B,C,64,64] to 96 numbers, of which linear heads read."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.trunk = residual_trunk(channels, (24, 32, 48, 64))
+        self.pool = nn.AdaptiveAvgPool2d(4)
+        self.linear = nn.Linear(64 * 4 * 4, SUMMARY)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return F.silu(self.linear(self.pool(self.trunk(pictures)).flatten(1)))
+
+
 class StyleJudge(nn.Module):
     """Reads hair, clothes and background of a picture whose face is hidden: `views.hide_face`'s [B,4,64,64]."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.trunk = residual_trunk(4, (24, 32, 48, 64))
-        self.pool = nn.AdaptiveAvgPool2d(4)
-        self.summary = nn.Linear(64 * 16, 96)
-        self.heads = nn.ModuleDict({name: nn.Linear(96, len(words)) for name, words in STYLE_WORDS.items()})
+        self.summary = Summary(4)
+        self.heads = nn.ModuleDict({name: nn.Linear(SUMMARY, len(words)) for name, words in STYLE_WORDS.items()})
 
     def features(self, windows: Tensor) -> Tensor:
         """[B,96], of which the cosine tells how alike two styles are."""
-        return F.silu(self.summary(self.pool(self.trunk(windows)).flatten(1)))
+        return self.summary(windows)
 
     def forward(self, windows: Tensor) -> dict[str, Tensor]:
         """Scores [B,words] for each entry of STYLE_WORDS."""
@@ -131,15 +143,13 @@ class FaceJudge(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.trunk = residual_trunk(3, (24, 32, 48, 64))
-        self.pool = nn.AdaptiveAvgPool2d(4)
-        self.summary = nn.Linear(64 * 16, 96)
-        self.attributes = nn.Linear(96, len(ATTRIBUTES))
-        self.traits = nn.Linear(96, NUM_TRAITS)
+        self.summary = Summary(3)
+        self.attributes = nn.Linear(SUMMARY, len(ATTRIBUTES))
+        self.traits = nn.Linear(SUMMARY, NUM_TRAITS)
 
     def forward(self, heads: Tensor) -> tuple[Tensor, Tensor]:
         """Attribute scores [B,6], positive = there; identity parameters [B,26] in 0..1."""
-        summary = F.silu(self.summary(self.pool(self.trunk(heads)).flatten(1)))
+        summary = self.summary(heads)
         return self.attributes(summary), self.traits(summary).sigmoid()
 
 

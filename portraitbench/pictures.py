@@ -45,7 +45,17 @@ class Pictures:
 
     def tensor(self) -> Tensor:
         """[N,3,H,W] in 0..1."""
-        return torch.from_numpy(self.images).permute(0, 3, 1, 2).float() / 255
+        return to_tensor(self.images)
+
+
+def to_tensor(images: NDArray[np.uint8]) -> Tensor:
+    """[N,H,W,3] -> [N,3,H,W] in 0..1."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+
+
+def to_uint8(images: Tensor) -> NDArray[np.uint8]:
+    """[N,3,H,W] in 0..1 -> [N,H,W,3]."""
+    return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 def load_pictures(split: Split, height: int, width: int, count: int, workers: int = 2) -> Pictures:

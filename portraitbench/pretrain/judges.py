@@ -17,12 +17,12 @@ from .. import world
 from ..labels import STYLE_WORDS, UNSEEN, attribute_labels, style_labels
 from ..nets import FaceJudge, StyleJudge, save_net
 from ..parameters import Identity
-from ..pictures import load_pictures
+from ..pictures import load_pictures, to_tensor
 from ..views import head_crops, hide_face, place_window
 from ..world import CANVASES, Scene, Split
 from . import stage
 from .people import rebuild
-from .recognisers import jitter, to_tensor
+from .recognisers import jitter
 
 STYLE = stage.Stage(name="style_judge", num_steps=6_000, learning_rate=2e-3)
 FACE = stage.Stage(name="face_judge", num_steps=6_000, learning_rate=2e-3)

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .. import world
 from ..parameters import Attributes, Nuisance, Style
-from ..pictures import Pictures, painted
+from ..pictures import Pictures, painted, to_uint8
 from ..portrait import Subject
 from ..world import Picture, Scene, Split
 from .latents import load_latents
@@ -61,8 +60,3 @@ def rebuild(pictures: Pictures, name: str, vae: Any) -> np.ndarray:
     latents = load_latents(name, pictures, vae).mean
     decoded = torch.cat([vae.decode(chunk).sample for chunk in latents.split(50)])
     return to_uint8(decoded / 2 + 0.5)
-
-
-def to_uint8(images: Tensor) -> np.ndarray:
-    """[N,3,H,W] in 0..1 -> [N,H,W,3]."""
-    return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from magicapture_core import backbone as backbones
 
 from ..nets import JudgingRecogniser, TrainingRecogniser, save_net
+from ..pictures import to_tensor
 from ..views import face_crops
 from . import stage
 from .people import PHOTOS, People, load_people
@@ -40,11 +41,6 @@ def draw(people: People, generator: np.random.Generator) -> tuple[Tensor, Tensor
     crops = face_crops(to_tensor(images), jitter(people.landmarks[photos], generator))
     gain = torch.from_numpy(generator.uniform(0.85, 1.15, (len(photos), 1, 1, 1)).astype(np.float32))
     return crops * gain, torch.from_numpy(np.repeat(chosen, PER_PERSON))
-
-
-def to_tensor(images: np.ndarray) -> Tensor:
-    """[N,H,W,3] uint8 -> [N,3,H,W] in 0..1."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
 
 
 def jitter(landmarks: np.ndarray, generator: np.random.Generator) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from magicapture_core import backbone as backbones
@@ -74,18 +75,25 @@ class Captions:
 
 
 class Denoiser(nn.Module):
-    """The trained pair, and the loss of one batch."""
+    """The trained pair, and the loss of one batch.
+
+    In bfloat16 with attention spelled out: a step takes 0.53 s of one core, 0.8 s in float32; the fused attention's
+    backward pass is slower in bfloat16 than in float32 there.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.unet = make_unet().to(memory_format=torch.channels_last)
+        self.unet.set_attn_processor(AttnProcessor())
         self.text_encoder = make_text_encoder()
         self._alphas_cumprod = backbones.noise_scheduler().alphas_cumprod
 
     def forward(self, batch: Batch) -> Tensor:
         noisy_latents = add_noise(batch.latents, batch.noise, batch.timesteps, self._alphas_cumprod)
-        prompt_embeds = self.text_encoder(batch.input_ids).last_hidden_state
-        return F.mse_loss(self.unet(noisy_latents, batch.timesteps, prompt_embeds).sample, batch.noise)
+        with torch.autocast(noisy_latents.device.type, torch.bfloat16):
+            prompt_embeds = self.text_encoder(batch.input_ids).last_hidden_state
+            noise_pred = self.unet(noisy_latents, batch.timesteps, prompt_embeds).sample
+        return F.mse_loss(noise_pred.float(), batch.noise)
 
 
 def load_captioned(split: Split, canvas: tuple[int, int], count: int, backbone: Backbone) -> Captioned:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from portraitbench import __main__, nets
-from portraitbench.bars import bars
+from portraitbench.bars import Bar, bars
 from portraitbench.table import METRICS, by_pair, differences, interval, means, to_json, to_markdown
 
 
@@ -60,6 +60,7 @@ def test_bars_hold_miss_and_tell_what_was_not_measured():
     found = {bar.name.removesuffix(", lower end of 95 %"): bar for bar in bars(lines)}
     assert found["CSIM ahead of textual_inversion"].holds
     assert not found["CSIM ahead of dreambooth"].holds
+    assert not Bar(name="a tie is not ahead", figure=0.0, least=0.0, is_above=True).holds
     assert found["CSIM ahead of custom_diffusion"].figure is None
     assert not found["CSIM ahead of custom_diffusion"].holds
     assert found["Style against the best rival"].holds
