@@ -107,6 +107,6 @@ def paint_beard(patch: Patch, f: Features, mouth_open: float) -> None:
     cover = patch.coverage(union(jaw, lip), soft=0.025)
     color = scaled(f.brow_color, 0.9)
     patch.fill(cover, color, 0.94)
-    hairs = np.sin(u * 70.0 / (0.6 + v)) * np.sin(v * 31.0 + 9 * np.sin(u * 23.0))
+    hairs = np.sin(u * 70.0 / np.maximum(0.6 + v, 0.1)) * np.sin(v * 31.0 + 9 * np.sin(u * 23.0))
     patch.fill(cover * np.clip(hairs, 0, 1), scaled(color, 0.6), 0.5)
     patch.fill(cover * np.clip(-hairs, 0, 1), mix(color, (1, 0.95, 0.9), 0.3), 0.35)

@@ -11,8 +11,9 @@ import pytest
 from magicapture_core.prompts import TEMPLATES
 from portraitbench import world
 from portraitbench.captions import MAX_WORDS, describe, vocabulary, words_of
-from portraitbench.draw import Canvas
+from portraitbench.draw import Canvas, Patch
 from portraitbench.features import Features
+from portraitbench.hair import paint_beard
 from portraitbench.parameters import Attributes, CatIdentity, Identity, Kind, Nuisance
 from portraitbench.portrait import Subject, paint_subject
 from portraitbench.world import CANVASES, FACE_SIZES, Picture, Scene, compose, identity, render, style
@@ -262,6 +263,14 @@ def test_an_enlarged_picture_is_the_same_picture(kind: Kind) -> None:
     means = large.image.reshape(64, 3, 64, 3, 3).mean((1, 3))
     assert np.abs(means - small.image).mean() < 4
     np.testing.assert_allclose(large.faces[0].landmarks / 3, small.faces[0].landmarks, atol=1e-3)
+
+
+def test_a_beard_leaves_whole_pixels_at_every_height() -> None:
+    """Its hairs run together at one height above the face, where nothing may be divided."""
+    u, v = np.meshgrid(np.linspace(-1, 1, 21, dtype=np.float32), np.float32([-0.6, 0.0, 0.6]))
+    patch = Patch(u=u, v=v, pixel=0.1, planes=np.full((4, *u.shape), 0.5, np.float32))
+    paint_beard(patch, Features.of(PLAIN), mouth_open=0.0)
+    assert np.isfinite(patch.planes).all()
 
 
 def test_one_person_stands_where_the_caption_says() -> None:
