@@ -6,7 +6,8 @@ In: a folder. Out: in it the LoRA, the two embeddings, pictures of every stage, 
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,32 +32,33 @@ if TYPE_CHECKING:
 
 SAMPLES = Path(__file__).parent / "tiny" / "samples"
 NAME = "demo"
-SEED = 7
-NUM_STEPS = 20
+SAMPLING: dict[str, Any] = {"num_images": 8, "num_steps": 20, "guidance": 4.0, "seed": 7}
 LOOK = 256  # side of the pictures that are only looked at
 UNTRAINED = (
     "Of the embedded model only the VAE is trained yet: the UNet's weights are random, so its pictures are patterns. "
     "Every stage is the real one; with --checkpoint the same line trains on your SD1.5 model."
 )
 
-CAPTIONS = {
-    "masks": "Photos, framed, with the face masks that were found. Above the subject, below the style.",
-    "losses": "The losses of every step: textual inversion, then LoRA tuning.",
-    "composed": "The composed prompt before and after training, same seeds.",
-    "attention": "Where the two learned words look while the pictures are made.",
-    "restored": "A small blurred portrait, and its face restored and enlarged (sharpening in place of a model).",
-}
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>MagiCapture demo</title>
 <style>body{{font:16px system-ui;max-width:62rem;margin:2rem auto;padding:0 1rem}}img{{max-width:100%}}</style>
 <h1>MagiCapture demo</h1>
 <p>{note}</p>
 <p>In this folder:</p><ul>{kept}</ul>
-{figures}
+{sections}
 </html>
 """
 
 Progress = Callable[[int, str], Any]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sheet:
+    """A picture of the report [3,H,W], its file's name, and what it shows."""
+
+    name: str
+    caption: str
+    image: Tensor
 
 
 def run(output: Path, progress: Progress) -> dict[str, Any]:
@@ -79,15 +81,27 @@ def run(output: Path, progress: Progress) -> dict[str, Any]:
             save=lambda made: list(artifacts.save(made, output)),
             on_step=lambda step: bar.update(),
         )
-    before, after, attention = compose(backbone, artifacts.load(result.files[0]), progress)
-    sheets = {
-        "masks": contact_sheet([*overlay(read_samples("person", LOOK)), *overlay(read_samples("style", LOOK))], 4),
-        "losses": draw_curves({name: [row[i] for row in result.history] for i, name in enumerate(recipe.TERMS)}),
-        "composed": contact_sheet(list(enlarge(torch.cat([before, after]))), 4, ["before"] * 4 + ["after"] * 4),
-        "attention": attention,
-        "restored": restored(),
-    }
-    return write_report(output, result.files, sheets)
+    before, after, record = compose(backbone, artifacts.load(result.files[0]), progress)
+    sheets = [
+        Sheet(
+            name="masks",
+            caption="Photos, framed, with the face masks that were found. Above the subject, below the style.",
+            image=contact_sheet([*overlay(read_samples("person", LOOK)), *overlay(read_samples("style", LOOK))], 4),
+        ),
+        losses(result.history),
+        Sheet(
+            name="composed",
+            caption="The composed prompt before and after training, same seeds.",
+            image=compare({"before": before, "after": after}),
+        ),
+        Sheet(
+            name="attention",
+            caption="Where the two learned words look while the pictures are made.",
+            image=overlays(record, enlarge(after)),
+        ),
+        restored(),
+    ]
+    return write_report(output, result.files, sheets, UNTRAINED)
 
 
 def read_samples(kind: str, resolution: int) -> Portraits:
@@ -97,19 +111,28 @@ def read_samples(kind: str, resolution: int) -> Portraits:
     return require_portraits(portraits, [*notes, *framed], "subject" if kind == "person" else "style")
 
 
-def compose(backbone: Backbone, artifact: Artifact, progress: Progress) -> tuple[Tensor, Tensor, Tensor]:
-    """The composed prompt without and with the LoRA, [4,3,H,W] each, and where the learned words look, [3,H',W']."""
+def compose(backbone: Backbone, artifact: Artifact, progress: Progress) -> tuple[Tensor, Tensor, AttentionRecord]:
+    """The composed prompt without and with the LoRA, [4,3,H,W] each, and where the learned words look in the latter."""
     record = AttentionRecord([token.placeholder for token in artifact.tokens])
-    with progress(2 * NUM_STEPS, "sampling") as bar:
-        options: dict[str, Any] = {"num_images": 4, "num_steps": NUM_STEPS, "seed": SEED}
-        options["on_step"] = lambda step, num_steps: bar.update()
+    with progress(2 * SAMPLING["num_steps"], "sampling") as bar:
+        options = {**SAMPLING, "on_step": lambda step, num_steps: bar.update()}
         before = generate(backbone, artifact, strength=0.0, **options)
         after = generate(backbone, artifact, record=record, **options)
-    return before, after, overlays(record, enlarge(after))
+    return before, after, record
 
 
-def restored() -> Tensor:
-    """A blurred small portrait beside the same with its face restored, twice as large: [3,H,W].
+def losses(history: Sequence[Sequence[float]]) -> Sheet:
+    from .recipe import TERMS
+
+    return Sheet(
+        name="losses",
+        caption="The losses of every step: textual inversion, then LoRA tuning.",
+        image=draw_curves({name: [row[i] for row in history] for i, name in enumerate(TERMS)}),
+    )
+
+
+def restored() -> Sheet:
+    """A blurred small portrait beside the same with its face restored, twice as large.
 
     No restoration model is part of the pack; plain sharpening stands in for it here.
     """
@@ -117,7 +140,12 @@ def restored() -> Tensor:
     poor = resize(resize(photo[None], (photo.shape[1] // 6, photo.shape[2] // 6)), (384, 320))[0]
     faces = load_face_detector().detect(poor)
     before = resize(poor[None], (768, 640))[0]
-    return contact_sheet([before, restore_and_upscale(poor, faces, sharpen, factor=2.0)], 2, ["before", "after"])
+    after = restore_and_upscale(poor, faces, sharpen, factor=2.0)
+    return Sheet(
+        name="restored",
+        caption="A small blurred portrait, and its face restored and enlarged (sharpening in place of a model).",
+        image=contact_sheet([before, after], 2, ["before", "after"]),
+    )
 
 
 def sharpen(faces: Tensor) -> Tensor:
@@ -126,19 +154,25 @@ def sharpen(faces: Tensor) -> Tensor:
     return (faces + 1.5 * (faces - blurred)).clamp(0, 1)
 
 
+def compare(rows: Mapping[str, Tensor]) -> Tensor:
+    """Name -> small pictures [N,3,H,W], as many of each: a sheet [3,H',W'] with a labelled row of each."""
+    labels = [name for name, images in rows.items() for _ in images]
+    return contact_sheet(list(enlarge(torch.cat(list(rows.values())))), len(labels) // len(rows), labels)
+
+
 def enlarge(images: Tensor) -> Tensor:
     """Small pictures at a size to look at, every pixel a square."""
     return F.interpolate(images, scale_factor=3, mode="nearest")
 
 
-def write_report(output: Path, files: list[Path], sheets: dict[str, Tensor]) -> dict[str, Any]:
+def write_report(output: Path, files: Sequence[Path], sheets: Sequence[Sheet], note: str) -> dict[str, Any]:
     """The sheets as PNG, and report.html, which shows them under their captions."""
-    figures = []
-    for number, (name, sheet) in enumerate(sheets.items(), 1):
-        file = f"{number}-{name}.png"
-        save_image(sheet, output / file)
-        figures.append(f'<h2>{number}. {html.escape(CAPTIONS[name])}</h2>\n<img src="{file}" alt="{name}">')
+    sections = []
+    for number, sheet in enumerate(sheets, 1):
+        file = f"{number}-{sheet.name}.png"
+        save_image(sheet.image, output / file)
+        sections.append(f'<h2>{number}. {html.escape(sheet.caption)}</h2>\n<img src="{file}" alt="{sheet.name}">')
     kept = "".join(f"<li>{html.escape(file.name)}</li>" for file in files)
-    page = PAGE.format(note=html.escape(UNTRAINED), kept=kept, figures="\n".join(figures))
+    page = PAGE.format(note=html.escape(note), kept=kept, sections="\n".join(sections))
     write_atomic(output / "report.html", lambda file: file.write_text(page, encoding="utf-8"))
-    return {"report": str(output / "report.html"), "lora": str(files[0]), "note": UNTRAINED}
+    return {"report": str(output / "report.html"), "lora": str(files[0]), "note": note}

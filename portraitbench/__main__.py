@@ -76,6 +76,15 @@ def run_bars(args: argparse.Namespace) -> None:
     sys.exit(0 if all(bar.holds for bar in found) else 1)
 
 
+def run_demo(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from .demo import run
+
+    made = run(args.output, lambda total, text: tqdm(total=total, desc=text))
+    print(*(f"{name}: {value}" for name, value in made.items()), sep="\n")
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="portraitbench", description="A small world of portraits with known truth.")
     commands = parser.add_subparsers(required=True)
@@ -91,6 +100,9 @@ def make_parser() -> argparse.ArgumentParser:
     pretrain.set_defaults(run=run_pretrain)
     check = commands.add_parser("check", help="measure the gates that the trained models must pass; exit 1 below one")
     check.set_defaults(run=run_check)
+    demo = commands.add_parser("demo", help="train on one person and one style never seen before, and show everything")
+    demo.add_argument("--output", type=Path, default=Path("demo-output"))
+    demo.set_defaults(run=run_demo)
     runs = commands.add_parser("run", help="train and measure methods on pairs; finished runs are kept")
     runs.add_argument("--pairs", type=int, default=16, help="identities, each with a style of its own")
     runs.add_argument("--seeds", type=int, default=1, help="runs of each method on each pair")

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .table import OURS, differences, means
+from .methods import OURS
+from .table import differences, means
 
 RIVALS = ("textual_inversion", "dreambooth", "custom_diffusion")
 STYLE_SLACK = 0.02

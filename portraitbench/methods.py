@@ -11,18 +11,13 @@ from typing import Any
 
 import torch
 
-from magicapture_core.config import TrainConfig, parse_config
+from magicapture_core.config import PRESETS, TrainConfig, parse_config
 from magicapture_core.dataset import Batch, Dataset, ItemKey
 
 PASSES = 360  # of the UNet, for every method
 COMPOSED = "a photo of a {subject} person in the {style} style"
-BASE: dict[str, Any] = {
-    "resolution": 64,
-    "lora": {"lora_rank": 8, "lora_alpha": 8.0},
-    "loss": {"attention_downscale": 2, "identity_max_timestep": 800},
-    "inversion": {"token_learning_rate": 5e-3},
-    "tuning": {"token_learning_rate": 5e-4, "lora_learning_rate": 1e-3},
-}
+OURS = "magicapture"
+BASE = PRESETS["tiny"]
 
 
 class Unmasked(Dataset):
@@ -107,7 +102,7 @@ METHODS: dict[str, Method] = {
         inversion_share=0,
         masked=False,
     ),
-    "magicapture": Method(title="MagiCapture"),
+    OURS: Method(title="MagiCapture"),
     "without_ar": Method(title="without attention refocusing", changes={"loss": {"attention_weight": 0}}),
     "without_cp": Method(title="without composed prompts", changes=WITHOUT_COMPOSED),
     "without_ar_cp": Method(title="without both", changes=merge(WITHOUT_COMPOSED, {"loss": {"attention_weight": 0}})),

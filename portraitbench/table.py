@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .methods import METHODS
+from .methods import METHODS, OURS
 
-OURS = "magicapture"
 NUM_BOOTSTRAPS = 10_000
 METRICS: dict[str, str] = {  # what a table shows, and whether more is better
     "csim": "CSIM", "style": "Style", "style_words": "style words", "trait_error": "trait error (less)",

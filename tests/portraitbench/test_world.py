@@ -267,7 +267,7 @@ def test_an_enlarged_picture_is_the_same_picture(kind: Kind) -> None:
 
 def test_a_beard_leaves_whole_pixels_at_every_height() -> None:
     """Its hairs run together at one height above the face, where nothing may be divided."""
-    u, v = np.meshgrid(np.linspace(-1, 1, 21, dtype=np.float32), np.float32([-0.6, 0.0, 0.6]))
+    u, v = np.meshgrid(np.linspace(-1, 1, 21, dtype=np.float32), np.array([-0.6, 0.0, 0.6], np.float32))
     patch = Patch(u=u, v=v, pixel=0.1, planes=np.full((4, *u.shape), 0.5, np.float32))
     paint_beard(patch, Features.of(PLAIN), mouth_open=0.0)
     assert np.isfinite(patch.planes).all()
