@@ -12,6 +12,7 @@ from magicapture_core.types import MagiCaptureError
 from .methods import METHODS
 
 STAGES = ("vae", "unet", "recognisers", "judges")
+WORKERS_HELP = "processes of one thread each"
 SAMPLES = Path(__file__).parent.parent / "magicapture_core" / "tiny" / "samples"
 
 
@@ -43,35 +44,41 @@ def run_check(args: argparse.Namespace) -> None:
     sys.exit(0 if print_gates() else 1)
 
 
+def run_tune(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from .runs import run_all
+    from .tune import grid, save_choice, scores
+
+    runs = grid(args.pairs)
+    lines = list(tqdm(run_all(runs, args.workers), "tuning", len(runs)))
+    path = save_choice(scores(lines))
+    print(path.read_text(encoding="utf-8"), end="")
+
+
 def run_runs(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from .runs import Run, run_all
+    from .runs import run_all
+    from .tune import table_runs
 
-    runs = [
-        Run(method=method, pair=pair, seed=seed)
-        for pair in range(args.pairs)
-        for seed in range(args.seeds)
-        for method in args.methods
-    ]
-    for _ in tqdm(run_all(runs), "runs", len(runs)):
+    runs = table_runs(args.methods, args.pairs, args.seeds)
+    for _ in tqdm(run_all(runs, args.workers), "runs", len(runs)):
         pass
 
 
 def run_report(args: argparse.Namespace) -> None:
-    from .runs import lines_file, read_lines
-    from .table import METRICS, differences, means, to_markdown
+    from .report import write_report
 
-    lines = read_lines(lines_file())
-    print(to_markdown(means(lines), list(METRICS)), "MagiCapture minus the others, pair by pair:", sep="\n\n")
-    print(to_markdown(differences(lines), list(METRICS)))
+    files = write_report()
+    print(files[0].read_text(encoding="utf-8"), *files, sep="\n")
 
 
 def run_bars(args: argparse.Namespace) -> None:
     from .bars import bars
-    from .runs import lines_file, read_lines
+    from .tune import table_lines
 
-    found = list(bars(read_lines(lines_file())))
+    found = list(bars(table_lines()))
     print(*found, sep="\n")
     sys.exit(0 if all(bar.holds for bar in found) else 1)
 
@@ -103,12 +110,17 @@ def make_parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="train on one person and one style never seen before, and show everything")
     demo.add_argument("--output", type=Path, default=Path("demo-output"))
     demo.set_defaults(run=run_demo)
+    tune = commands.add_parser("tune", help="choose learning rates on people and styles that no table holds")
+    tune.add_argument("--pairs", type=int, default=4, help="identities, each with a style of its own")
+    tune.add_argument("--workers", type=int, default=1, help=WORKERS_HELP)
+    tune.set_defaults(run=run_tune)
     runs = commands.add_parser("run", help="train and measure methods on pairs; finished runs are kept")
     runs.add_argument("--pairs", type=int, default=16, help="identities, each with a style of its own")
     runs.add_argument("--seeds", type=int, default=1, help="runs of each method on each pair")
     runs.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="all by default")
+    runs.add_argument("--workers", type=int, default=1, help=WORKERS_HELP)
     runs.set_defaults(run=run_runs)
-    report = commands.add_parser("report", help="the table of all finished runs, as Markdown")
+    report = commands.add_parser("report", help="write the table of all finished runs to results/, and print it")
     report.set_defaults(run=run_report)
     bars = commands.add_parser("bars", help="what MagiCapture must show; exit 1 where it does not")
     bars.set_defaults(run=run_bars)

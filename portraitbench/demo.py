@@ -28,7 +28,7 @@ from .pictures import to_arrays
 from .runs import SIZE, Bench, Run, photos
 from .world import Picture
 
-PAIR = 1000  # beyond the pairs of every table
+PAIR = 1001  # beyond the pairs of every table; its style shows the face from near enough
 WORDS = ("<subject>", "<style>")
 SHOWN = 4  # pictures of the attention sheet
 NOTE = (

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from magicapture_core import backbone as backbones
 from magicapture_core import recipe
@@ -21,6 +26,7 @@ from magicapture_core.backbone import Backbone
 from magicapture_core.dataset import encode
 from magicapture_core.files import write_atomic
 from magicapture_core.heatmaps import AttentionRecord
+from magicapture_core.images import save_image
 from magicapture_core.sampler import generate
 from magicapture_core.trainer import train
 from magicapture_core.types import Face, Portraits
@@ -29,12 +35,12 @@ from . import world
 from .measure import EDITS, Judges, leakage, likeness, obeyed, read, style_likeness
 from .methods import COMPOSED, METHODS, Method
 from .nets import WEIGHTS, load_net
-from .pictures import to_arrays
+from .pictures import CACHE, to_arrays
 from .world import Picture, Split
 
 RESULTS = Path(__file__).parent / "results"
 CORE = Path(backbones.__file__).parent
-PHOTOS, MADE, EDITED = 5, 16, 8  # of each side; pictures measured; pictures of each edit
+PHOTOS, MADE, EDITED, STRIP = 5, 16, 8, 2  # of each side; pictures measured; of each edit; kept to look at
 SAMPLING: dict[str, Any] = {"num_steps": 20, "guidance": 4.0}
 SIZE = 64
 # What a run's figures depend on: the world, the weights, and the stages of the line that train and sample.
@@ -57,6 +63,12 @@ class Run:
     split: Split = "test"
     learning_rate_factor: float = 1.0
 
+    @property
+    def picture(self) -> Path:
+        """A strip of what it made, kept on this machine for the picture grid."""
+        name = "-".join(map(str, vars(self).values()))
+        return CACHE / "runs" / results_key() / f"{name}.png"
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Bench:
@@ -67,6 +79,7 @@ class Bench:
     judges: Judges
 
     @classmethod
+    @cache
     def load(cls) -> Bench:
         return cls(backbone=backbones.tiny(), recogniser=load_net("training_recogniser"), judges=Judges.load())
 
@@ -79,9 +92,9 @@ def results_key() -> str:
     return digest.hexdigest()[:16]
 
 
-def measure_run(bench: Bench, run: Run) -> dict[str, Any]:
-    """Trains and measures. Returns the line: the run's address, the figures."""
-    method, figures = METHODS[run.method], {}
+def measure_run(run: Run) -> dict[str, Any]:
+    """Trains, measures, keeps a strip of the pictures. Returns the line: the run's address, the figures."""
+    bench, method, figures = Bench.load(), METHODS[run.method], {}
     person, look = (photos(run, side) for side in ("subject", "style"))
     truth = world.truth(run.split, run.pair, run.pair, MADE)
     artifact = train_method(bench, run, method, person, truth[:PHOTOS] if method.photos == "truth" else look)
@@ -89,6 +102,7 @@ def measure_run(bench: Bench, run: Run) -> dict[str, Any]:
     record = AttentionRecord(words)
     options = {**SAMPLING, "seed": 1000 * run.seed, "num_images": MADE}
     made = generate(bench.backbone, artifact, COMPOSED, record=record, **options)
+    save_image(strip(made), run.picture)
     seen, of_person, of_style, of_truth = (
         read(bench.judges, images) for images in (made, *(to_arrays(side).tensor() for side in (person, look, truth)))
     )
@@ -100,6 +114,11 @@ def measure_run(bench: Bench, run: Run) -> dict[str, Any]:
         edited = generate(bench.backbone, artifact, COMPOSED + text, **{**options, "num_images": EDITED})
         figures[edit] = obeyed(edit, read(bench.judges, edited))
     return {**vars(run), "figures": {name: round(value, 5) for name, value in figures.items()}}
+
+
+def strip(images: Tensor) -> Tensor:
+    """The first few of [N,3,H,W] side by side."""
+    return torch.cat(list(images[:STRIP]), -1)
 
 
 def photos(run: Run, side: str) -> list[Picture]:
@@ -143,18 +162,27 @@ def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
     write_atomic(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
-def run_all(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
-    """Each run's line: from the disk where it is kept, else measured now and kept."""
+def run_all(runs: Sequence[Run], workers: int = 1) -> Iterator[dict[str, Any]]:
+    """Each run's line: those that are kept first, then the others as they are measured, in several processes."""
     path = lines_file()
     kept = {address(line): line for line in read_lines(path)}
     missing = [run for run in runs if tuple(vars(run).values()) not in kept]
-    bench = Bench.load() if missing else None
-    for run in runs:
-        key = tuple(vars(run).values())
-        if key not in kept and bench:
-            kept[key] = measure_run(bench, run)
+    yield from (kept[key] for run in runs if (key := tuple(vars(run).values())) in kept)
+    with mapper(workers) as spread:
+        for line in spread(measure_run, missing):
+            kept[address(line)] = line
             write_lines(path, kept.values())
-        yield kept[key]
+            yield line
+
+
+@contextmanager
+def mapper(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """`map`, here or by several processes of one thread each, which two cores do faster than two threads."""
+    if workers == 1:
+        yield map
+    else:
+        with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+            yield pool.map
 
 
 def address(line: dict[str, Any]) -> tuple[Any, ...]:

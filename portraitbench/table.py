@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from . import world
 from .methods import METHODS, OURS
+from .parameters import Identity
 
 NUM_BOOTSTRAPS = 10_000
 METRICS: dict[str, str] = {  # what a table shows, and whether more is better
@@ -19,6 +21,8 @@ METRICS: dict[str, str] = {  # what a table shows, and whether more is better
     "style_leakage": "leakage of the style's word (less)", "detection": "faces found", "glasses": "obeys glasses",
     "blue_background": "obeys blue background",
 }  # fmt: skip
+SKIN_TONES = ("light", "middle", "dark")
+TITLES = METRICS | {f"csim_{tone}": f"CSIM, {tone} skin" for tone in SKIN_TONES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,26 @@ def differences(lines: Sequence[Mapping[str, Any]]) -> list[Row]:
     return rows
 
 
+def csim_by_skin(lines: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """CSIM of the pairs of each third of skin tones, `csim_light` to `csim_dark`."""
+    by_method = by_pair(lines, "csim")
+    pairs = sorted(set().union(*by_method.values()), key=skin)
+    rows = []
+    for third, tone in enumerate(SKIN_TONES):
+        chosen = pairs[len(pairs) * third // 3 : len(pairs) * (third + 1) // 3]
+        for method, values in by_method.items():
+            if found := [values[pair] for pair in chosen if pair in values]:
+                rows.append(row(method, f"csim_{tone}", found))
+    return rows
+
+
+def skin(pair: int) -> float:
+    """0 light to 1 dark, of a test pair's person."""
+    who = world.identity("test", pair)
+    assert isinstance(who, Identity)
+    return who.skin
+
+
 def row(method: str, metric: str, values: Sequence[float]) -> Row:
     mean, low, high = interval(values)
     return Row(method=method, metric=metric, mean=mean, lo=low, hi=high, n=len(values))
@@ -84,6 +108,6 @@ def to_markdown(rows: Sequence[Row], metrics: Sequence[str]) -> str:
     """A method a line in the order of METHODS, a metric a column: mean [lo, hi]."""
     cells = {(row.method, row.metric): f"{row.mean:.3f} [{row.lo:.3f}, {row.hi:.3f}]" for row in rows}
     present = [method for method in METHODS if any(row.method == method for row in rows)]
-    lines = [["", *(METRICS[metric] for metric in metrics)], ["---"] * (len(metrics) + 1)]
+    lines = [["", *(TITLES[metric] for metric in metrics)], ["---"] * (len(metrics) + 1)]
     lines += [[METHODS[method].title, *(cells.get((method, metric), "") for metric in metrics)] for method in present]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -24,8 +24,8 @@ from . import stage
 from .people import rebuild
 from .recognisers import jitter
 
-STYLE = stage.Stage(name="style_judge", num_steps=6_000, learning_rate=2e-3)
-FACE = stage.Stage(name="face_judge", num_steps=6_000, learning_rate=2e-3)
+STYLE = stage.Stage(name="style_judge", num_steps=2_500, learning_rate=2e-3, average=0.997)
+FACE = stage.Stage(name="face_judge", num_steps=2_500, learning_rate=2e-3, average=0.997)
 COUNTS = dict(zip(CANVASES, (16_000, 4_000, 4_000, 4_000), strict=True))
 BATCH = 64
 TRAIT_WEIGHT = 20.0  # of the identity parameters' squared error beside the attributes' cross-entropy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,12 +33,16 @@ class Latents:
 
 def load_latents(name: str, pictures: Pictures, vae: Any) -> Latents:
     """Of a set of pictures; kept on disk beside them, by the VAE's weights."""
-    key = hashlib.sha256(VAE_WEIGHTS.read_bytes()).hexdigest()[:8]
-    path = CACHE / f"latents-{key}" / f"{name}-{len(pictures)}.safetensors"
+    path = latents_file(name, pictures)
     if not path.exists():
         latents = encode(vae, pictures, name)
         write_atomic(path, lambda file: save_file(vars(latents), file))
     return Latents(**load_file(path))
+
+
+def latents_file(name: str, pictures: Pictures) -> Path:
+    key = hashlib.sha256(VAE_WEIGHTS.read_bytes()).hexdigest()[:8]
+    return CACHE / f"latents-{key}" / f"{name}-{len(pictures)}.safetensors"
 
 
 @torch.no_grad()

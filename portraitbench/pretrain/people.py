@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
+
+from magicapture_core.files import write_atomic
 
 from .. import world
 from ..parameters import Attributes, Nuisance, Style
 from ..pictures import Pictures, painted, to_uint8
 from ..portrait import Subject
 from ..world import Picture, Scene, Split
-from .latents import load_latents
+from .latents import Latents, latents_file, load_latents
 
 PHOTOS = 8  # of each person
 
@@ -54,9 +57,15 @@ def load_people(split: Split, count: int, vae: Any) -> People:
     return People(pictures.images, rebuild(pictures, name, vae), pictures.landmarks[:, 0])
 
 
-@torch.no_grad()
 def rebuild(pictures: Pictures, name: str, vae: Any) -> np.ndarray:
-    """The pictures decoded from their latents, [N,H,W,3] uint8."""
-    latents = load_latents(name, pictures, vae).mean
-    decoded = torch.cat([vae.decode(chunk).sample for chunk in latents.split(50)])
-    return to_uint8(decoded / 2 + 0.5)
+    """The pictures decoded from their latents, [N,H,W,3] uint8; kept on disk beside those."""
+    path = latents_file(name, pictures).with_suffix(".npy")
+    if not path.exists():
+        write_atomic(path, lambda file: np.save(file, decode(load_latents(name, pictures, vae), name, vae)))
+    return np.load(path)
+
+
+@torch.no_grad()
+def decode(latents: Latents, name: str, vae: Any) -> np.ndarray:
+    chunks = tqdm(latents.mean.split(50), f"decoding {name}")
+    return np.concatenate([to_uint8(vae.decode(chunk).sample / 2 + 0.5) for chunk in chunks])

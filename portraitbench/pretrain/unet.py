@@ -83,7 +83,7 @@ class Denoiser(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.unet = make_unet().to(memory_format=torch.channels_last)
+        self.unet = make_unet()
         self.unet.set_attn_processor(AttnProcessor())
         self.text_encoder = make_text_encoder()
         self._alphas_cumprod = backbones.noise_scheduler().alphas_cumprod

@@ -55,7 +55,7 @@ class Autoencoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.vae = make_vae().to(memory_format=torch.channels_last)
+        self.vae = make_vae()
 
     def forward(self, pixel_values: Tensor, masks: Tensor, noise: Tensor) -> Tensor:
         posterior = self.vae.encode(pixel_values).latent_dist

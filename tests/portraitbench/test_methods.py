@@ -56,14 +56,13 @@ def test_finished_runs_are_kept_and_not_done_again(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "RESULTS", tmp_path)
     done = []
 
-    def measure(bench, run):
+    def measure(run):
         done.append(run.pair)
         if run.pair == 2:
             raise KeyboardInterrupt
         return {**vars(run), "figures": {"csim": run.pair / 10}}
 
     monkeypatch.setattr(runs, "measure_run", measure)
-    monkeypatch.setattr(runs.Bench, "load", lambda: object())
     asked = [runs.Run(method="magicapture", pair=pair, seed=0) for pair in (0, 1, 2)]
     with pytest.raises(KeyboardInterrupt):
         list(runs.run_all(asked))

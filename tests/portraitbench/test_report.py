@@ -1,0 +1,76 @@
+"""The grid of learning rates chooses by its own seeds alone; the report shows what the finished runs hold."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from magicapture_core.images import load_photo, save_image
+from portraitbench import report, runs, table, tune, world
+from portraitbench.methods import METHODS
+from portraitbench.parameters import Identity
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path, monkeypatch):
+    """Results and pictures of this test alone."""
+    monkeypatch.setattr(runs, "RESULTS", tmp_path)
+    monkeypatch.setattr(runs, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(tune, "CHOSEN", tmp_path / "learning_rates.json")
+
+
+def line(run: runs.Run, csim: float = 0.5, style: float = 0.5) -> dict[str, Any]:
+    return {**vars(run), "figures": dict.fromkeys(table.METRICS, 0.5) | {"csim": csim, "style": style}}
+
+
+def test_the_best_sum_is_chosen_and_ablations_follow_the_whole_method():
+    best = {"truth": 0.5, "textual_inversion": 2.0, "dreambooth": 0.5, "custom_diffusion": 1.0, "magicapture": 2.0}
+    lines = [line(run, style=0.6 if run.learning_rate_factor == best[run.method] else 0.4) for run in tune.grid(2)]
+    tune.save_choice(tune.scores(lines))
+    assert {method: tune.chosen_factor(method) for method in best} == best
+    assert tune.chosen_factor("without_ar") == 2.0
+    assert {run.split for run in tune.grid(2)} == {"tuning"}
+    assert {run.split for run in tune.table_runs(list(METHODS), 2, 1)} == {"test"}
+
+
+def test_a_table_holds_test_pairs_at_the_chosen_rates_alone():
+    tune.save_choice({"dreambooth": {0.5: 1.0, 1.0: 0.9}})
+    wanted = runs.Run(method="dreambooth", pair=0, seed=0, learning_rate_factor=0.5)
+    others = [
+        runs.Run(method="dreambooth", pair=0, seed=0, learning_rate_factor=1.0),
+        runs.Run(method="dreambooth", pair=0, seed=0, learning_rate_factor=0.5, split="tuning"),
+    ]
+    runs.write_lines(runs.lines_file(), [line(run) for run in (*others, wanted)])
+    assert tune.table_lines() == [line(wanted)]
+
+
+def test_skin_tones_are_three_parts_from_light_to_dark():
+    lines = [line(runs.Run(method="magicapture", pair=pair, seed=0), csim=table.skin(pair)) for pair in range(9)]
+    rows = {row.metric: row for row in table.csim_by_skin(lines)}
+    assert [row.n for row in rows.values()] == [3, 3, 3]
+    assert rows["csim_light"].hi < rows["csim_middle"].lo < rows["csim_middle"].hi < rows["csim_dark"].lo
+    who = world.identity("test", 4)
+    assert isinstance(who, Identity)
+    assert table.skin(4) == who.skin
+
+
+def test_the_report_writes_tables_and_a_grid_of_what_this_machine_made(tmp_path):
+    done = tune.table_runs(["dreambooth", "magicapture"], report.GRID_PAIRS, 1)
+    runs.write_lines(runs.lines_file(), [line(run) for run in done])
+    assert [file.name for file in report.write_report()] == ["table.md", "table.json"]
+    assert json.loads((tmp_path / "table.json").read_text())["key"] == runs.results_key()
+    for run in done:
+        save_image(torch.full((3, 64, 64 * runs.STRIP), 0.25), run.picture)
+    *_, grid = report.write_report()
+    assert grid.name == "grid.png"
+    assert load_photo(grid).shape[2] > 5 * 64 * runs.STRIP * report.ENLARGE  # person, style, two methods, the truth
+
+
+def test_a_strip_is_the_first_pictures_side_by_side():
+    images = torch.rand(4, 3, 8, 8)
+    assert torch.equal(runs.strip(images)[:, :, :8], images[0])
+    assert runs.strip(images).shape == (3, 8, 8 * runs.STRIP)
