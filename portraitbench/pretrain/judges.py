@@ -74,8 +74,9 @@ def style_target(subjects: Subjects, number: int) -> list[int]:
     return style_labels(scene.subjects[place], scene.setting)
 
 
-def style_loss(scores: dict[str, Tensor], targets: Tensor) -> Tensor:
-    """targets [B,attributes]: the mean cross-entropy of all that shows."""
+def style_loss(model: nn.Module, windows: Tensor, targets: Tensor) -> Tensor:
+    """windows [B,4,64,64], targets [B,attributes]: the mean cross-entropy of all that shows."""
+    scores = model(windows)
     return torch.stack(
         [F.cross_entropy(scores[name], targets[:, column], ignore_index=UNSEEN) for column, name in enumerate(scores)]
     ).mean()
@@ -106,8 +107,7 @@ def head_batch(
     return heads, torch.tensor(attributes).float(), torch.from_numpy(np.stack(traits)).float()
 
 
-def face_loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    heads, attributes, traits = batch
+def face_loss(model: nn.Module, heads: Tensor, attributes: Tensor, traits: Tensor) -> Tensor:
     scores, read = model(heads)
     return F.binary_cross_entropy_with_logits(scores, attributes) + TRAIT_WEIGHT * F.mse_loss(read, traits)
 
@@ -127,16 +127,12 @@ def pretrain() -> None:
         windows = [style_window(subjects, n, bool(r), generator) for n, r in zip(numbers, rebuilt, strict=True)]
         return torch.stack(windows), torch.tensor([style_target(subjects, n) for n in numbers])
 
-    def read_style(model: nn.Module, generator: np.random.Generator) -> Tensor:
-        windows, targets = style_batch(generator)
-        return style_loss(model(windows), targets)
-
     people = [canvas.people() for canvas in canvases]
 
-    def read_face(model: nn.Module, generator: np.random.Generator) -> Tensor:
+    def face_batch(generator: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         subjects, rebuilt = pick(generator)
         numbers = generator.choice(people[canvases.index(subjects)], BATCH)
-        return face_loss(model, head_batch(subjects, numbers, rebuilt.astype(int), generator))
+        return head_batch(subjects, numbers, rebuilt.astype(int), generator)
 
     fixed = np.random.default_rng(0)
     windows = torch.stack([style_window(held_out, number, True, fixed) for number in range(len(held_out))])
@@ -155,6 +151,6 @@ def pretrain() -> None:
         return {"attributes": float(attributes), "trait_error": float((read - heads[2]).abs().mean())}
 
     torch.manual_seed(STYLE.seed)
-    save_net(STYLE.name, stage.run(STYLE, StyleJudge(), read_style, score_style))
+    save_net(STYLE.name, stage.run(STYLE, StyleJudge(), style_batch, style_loss, score_style))
     torch.manual_seed(FACE.seed)
-    save_net(FACE.name, stage.run(FACE, FaceJudge(), read_face, score_face))
+    save_net(FACE.name, stage.run(FACE, FaceJudge(), face_batch, face_loss, score_face))

@@ -107,17 +107,18 @@ def pretrain() -> None:
     vae = backbones.tiny().vae
     people, held_out = load_people("pretrain", NUM_PEOPLE, vae), load_people("tuning", 100, vae)
 
+    def draw_people(generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+        return draw(people, generator)
+
     torch.manual_seed(TRAINING.seed)
     training = stage.run(
         TRAINING,
         TrainingRecogniser(),
-        lambda model, generator: contrast(model(draw(people, generator)[0])),
+        draw_people,
+        lambda model, faces, names: contrast(model(faces)),
         lambda model: score(model, held_out),
     )
     save_net(TRAINING.name, training)
-
-    def named_loss(model: Any, generator: np.random.Generator) -> Tensor:
-        return model(*draw(people, generator))
 
     def score_named(model: Any) -> dict[str, float]:
         return score(model.recogniser, held_out)
@@ -126,7 +127,8 @@ def pretrain() -> None:
     judging = stage.run(
         JUDGING,
         NamedFaces(JudgingRecogniser(), 96),
-        named_loss,
+        draw_people,
+        NamedFaces.__call__,
         score_named,
     )
     save_net(JUDGING.name, judging.recogniser)

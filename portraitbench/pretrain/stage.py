@@ -5,10 +5,11 @@ A batch depends on (stage, step) alone, so an interrupted stage goes on as if it
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -30,7 +31,8 @@ SAVE_SECONDS = 120
 LOG_STEPS = 250
 
 Model = TypeVar("Model", bound=nn.Module)
-Loss = Callable[[Any, np.random.Generator], Tensor]
+Draw = Callable[[np.random.Generator], Sequence[Tensor]]
+Loss = Callable[..., Tensor]
 Score = Callable[[Any], dict[str, float]]
 
 
@@ -58,12 +60,14 @@ class Stage:
         return CACHE / f"world-{WORLD_VERSION}" / "states" / f"{self.name}.safetensors"
 
 
-def run(stage: Stage, model: Model, loss: Loss, score: Score) -> Model:
-    """Train `model` on `loss(model, generator)`; return it with the averaged weights, in eval mode.
+def run(stage: Stage, model: Model, draw: Draw, loss: Loss, score: Score) -> Model:
+    """Train `model` on `loss(model, *draw(generator))`; return it with the averaged weights, in eval mode.
 
-    `score` looks at the averaged model every LOG_STEPS steps; its figures stand in the stage's log beside the loss.
+    Batches are drawn on the CPU and go to the graphics card where there is one. Every LOG_STEPS steps `score` looks at
+    a copy of the averaged model on the CPU; its figures stand in the stage's log beside the loss.
     """
-    model.train().to(memory_format=torch.channels_last)  # convolutions run a fifth faster on CPUs
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.train().to(device).to(memory_format=torch.channels_last)  # convolutions run a fifth faster on CPUs
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(stage.average))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.99), weight_decay=stage.weight_decay)
     first = _resume(stage, model, averaged, optimizer)
@@ -71,7 +75,7 @@ def run(stage: Stage, model: Model, loss: Loss, score: Score) -> Model:
     for step in (bar := trange(first, stage.num_steps, initial=first, total=stage.num_steps, desc=stage.name)):
         for group in optimizer.param_groups:
             group["lr"] = stage.learning_rate_at(step)
-        value = loss(model, stage.generator(step))
+        value = loss(model, *(tensor.to(device) for tensor in draw(stage.generator(step))))
         value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -79,14 +83,18 @@ def run(stage: Stage, model: Model, loss: Loss, score: Score) -> Model:
         averaged.update_parameters(model)
         losses.append(value.detach())
         if (step + 1) % LOG_STEPS == 0 or step + 1 == stage.num_steps:
-            figures = {"loss": float(torch.stack(losses).mean()), **score(averaged.module.eval())}
+            figures = {"loss": float(torch.stack(losses).mean()), **score(_copy(averaged))}
             _log(stage, step + 1, time.monotonic() - since, figures)
             bar.set_postfix({name: f"{figure:.4g}" for name, figure in figures.items()})
             since, losses = time.monotonic(), []
         if time.monotonic() - saved > SAVE_SECONDS or step + 1 == stage.num_steps:
             _save(stage, step + 1, model, averaged, optimizer)
             saved = time.monotonic()
-    return cast(Model, averaged.module.eval())
+    return cast(Model, _copy(averaged))
+
+
+def _copy(averaged: AveragedModel) -> nn.Module:
+    return copy.deepcopy(averaged.module).cpu().eval()
 
 
 def _log(stage: Stage, step: int, seconds: float, figures: dict[str, float]) -> None:
@@ -101,7 +109,7 @@ def _save(stage: Stage, step: int, model: nn.Module, averaged: AveragedModel, op
     state |= {f"averaged.{name}": value for name, value in averaged.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         state |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
-    state = {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+    state = {name: value.to("cpu", copy=True, memory_format=torch.contiguous_format) for name, value in state.items()}
     write_atomic(stage.state_file, lambda path: save_file(state, path, {"step": str(step)}))
 
 

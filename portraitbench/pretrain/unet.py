@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,8 +42,7 @@ class Captioned:
         return BATCH * 16 * 16 // (height * width)
 
 
-@dataclass(frozen=True, eq=False)
-class Batch:
+class Batch(NamedTuple):
     """latents, noise: [B,C,h,w]; timesteps [B]; input_ids [B,77]."""
 
     latents: Tensor
@@ -88,12 +87,12 @@ class Denoiser(nn.Module):
         self.text_encoder = make_text_encoder()
         self._alphas_cumprod = backbones.noise_scheduler().alphas_cumprod
 
-    def forward(self, batch: Batch) -> Tensor:
-        noisy_latents = add_noise(batch.latents, batch.noise, batch.timesteps, self._alphas_cumprod)
-        with torch.autocast(noisy_latents.device.type, torch.bfloat16):
-            prompt_embeds = self.text_encoder(batch.input_ids).last_hidden_state
-            noise_pred = self.unet(noisy_latents, batch.timesteps, prompt_embeds).sample
-        return F.mse_loss(noise_pred.float(), batch.noise)
+    def forward(self, latents: Tensor, noise: Tensor, timesteps: Tensor, input_ids: Tensor) -> Tensor:
+        noisy_latents = add_noise(latents, noise, timesteps, self._alphas_cumprod.to(latents.device))
+        with torch.autocast(latents.device.type, torch.bfloat16):
+            prompt_embeds = self.text_encoder(input_ids).last_hidden_state
+            noise_pred = self.unet(noisy_latents, timesteps, prompt_embeds).sample
+        return F.mse_loss(noise_pred.float(), noise)
 
 
 def load_captioned(split: Split, canvas: tuple[int, int], count: int, backbone: Backbone) -> Captioned:
@@ -113,14 +112,11 @@ def pretrain() -> None:
     held_out = Captions([load_captioned("tuning", (64, 64), 256, backbone)], empty_ids, factor)
     seen = [held_out.draw(np.random.default_rng(number)) for number in range(8)]
 
-    def loss(model: nn.Module, generator: np.random.Generator) -> Tensor:
-        return model(captions.draw(generator))
-
     @torch.no_grad()
     def score(model: Any) -> dict[str, float]:
-        return {"held_out": float(torch.stack([model(batch) for batch in seen]).mean())}
+        return {"held_out": float(torch.stack([model(*batch) for batch in seen]).mean())}
 
     torch.manual_seed(STAGE.seed)
-    trained = stage.run(STAGE, Denoiser(), loss, score)
+    trained = stage.run(STAGE, Denoiser(), captions.draw, Denoiser.__call__, score)
     save_weights(trained.unet, TINY_FOLDER / "unet" / "diffusion_pytorch_model.safetensors")
     save_weights(trained.text_encoder, TINY_FOLDER / "text_encoder" / "model.safetensors")

@@ -92,12 +92,12 @@ def pretrain() -> None:
     held_out = load_pictures("tuning", 64, 64, 64)
     torch.manual_seed(STAGE.seed)
 
-    def loss(model: nn.Module, generator: np.random.Generator) -> Tensor:
+    def draw(generator: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         pixel_values, masks = crops.draw(generator)
         noise = torch.from_numpy(generator.standard_normal((BATCH, 4, CROP // 4, CROP // 4), np.float32))
-        return model(pixel_values.contiguous(memory_format=torch.channels_last), masks, noise)
+        return pixel_values, masks, noise
 
-    model = stage.run(STAGE, Autoencoder(), loss, lambda model: score(model.vae, held_out))
+    model = stage.run(STAGE, Autoencoder(), draw, Autoencoder.__call__, lambda model: score(model.vae, held_out))
     config = TINY_FOLDER / "vae" / "config.json"
     factor = round(1 / latent_std(model.vae, crops), 4)
     text = re.sub(r'("scaling_factor": )[0-9.]+', rf"\g<1>{factor}", config.read_text(encoding="utf-8"))

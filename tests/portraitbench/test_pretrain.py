@@ -43,13 +43,15 @@ def fit(stop_at: int | None = None) -> nn.Module:
     torch.manual_seed(0)
     count = iter(range(100))
 
-    def loss(model: nn.Module, generator: np.random.Generator) -> torch.Tensor:
+    def draw(generator: np.random.Generator) -> tuple[torch.Tensor]:
         if next(count) == stop_at:
             raise Stopped
-        x = torch.from_numpy(generator.standard_normal((8, 3), np.float32))
+        return (torch.from_numpy(generator.standard_normal((8, 3), np.float32)),)
+
+    def loss(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return (model(x) - x.sum(1, keepdim=True)).square().mean()
 
-    return stage.run(STAGE, nn.Linear(3, 1), loss, lambda model: {"weight": float(model.weight.detach().sum())})
+    return stage.run(STAGE, nn.Linear(3, 1), draw, loss, lambda model: {"weight": float(model.weight.detach().sum())})
 
 
 @pytest.mark.parametrize("stop_at", [1, 5, 11])
