@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
@@ -23,10 +22,11 @@ from . import stage
 from .fresh import make_text_encoder, make_unet
 from .latents import Latents, load_latents
 
-STAGE = stage.Stage(name="unet", num_steps=8_000, learning_rate=1e-3, average=0.9995)
+STAGE = stage.Stage(name="unet", num_steps=7_500, learning_rate=1e-3, average=0.9995)
 COUNTS = dict(zip(CANVASES, (48_000, 8_000, 8_000, 8_000), strict=True))  # pictures of each canvas
 BATCH = 32  # on the smallest canvas; on larger ones as many as cost the same
 EMPTY_SHARE = 0.1  # of the captions, for guidance
+LEVELLING = 0.75
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,10 @@ class Captions:
 
 
 class Denoiser(nn.Module):
-    """The trained pair, and the loss of one batch.
+    """The trained pair, and the loss of one batch: squared error, weighted so that every noise level counts alike.
+
+    The plain error falls about as abar_t^(3/4): 0.38 near the picture, 0.016 near the noise, where a prompt decides the
+    most. Unweighted, two thousand steps taught portraits but hardly a word.
 
     In bfloat16 with attention spelled out: a step takes 0.53 s of one core, 0.8 s in float32; the fused attention's
     backward pass is slower in bfloat16 than in float32 there.
@@ -88,11 +91,13 @@ class Denoiser(nn.Module):
         self._alphas_cumprod = backbones.noise_scheduler().alphas_cumprod
 
     def forward(self, latents: Tensor, noise: Tensor, timesteps: Tensor, input_ids: Tensor) -> Tensor:
-        noisy_latents = add_noise(latents, noise, timesteps, self._alphas_cumprod.to(latents.device))
+        alphas_cumprod = self._alphas_cumprod.to(latents.device)
+        noisy_latents = add_noise(latents, noise, timesteps, alphas_cumprod)
         with torch.autocast(latents.device.type, torch.bfloat16):
             prompt_embeds = self.text_encoder(input_ids).last_hidden_state
             noise_pred = self.unet(noisy_latents, timesteps, prompt_embeds).sample
-        return F.mse_loss(noise_pred.float(), noise)
+        errors = (noise_pred.float() - noise).square().mean((1, 2, 3))
+        return (errors * alphas_cumprod[timesteps] ** -LEVELLING).mean()
 
 
 def load_captioned(split: Split, canvas: tuple[int, int], count: int, backbone: Backbone) -> Captioned:
