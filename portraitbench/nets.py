@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from magicapture_core.backbone import TINY_FOLDER
 from magicapture_core.files import write_atomic
 from magicapture_core.identity import Recogniser
 from magicapture_core.types import MagiCaptureError
@@ -25,6 +26,11 @@ from .views import FACE_SIZE
 from .world import WORLD_VERSION
 
 WEIGHTS = Path(__file__).parent / "weights"
+TINY_WEIGHTS = {
+    "vae": TINY_FOLDER / "vae" / "diffusion_pytorch_model.safetensors",
+    "unet": TINY_FOLDER / "unet" / "diffusion_pytorch_model.safetensors",
+    "text_encoder": TINY_FOLDER / "text_encoder" / "model.safetensors",
+}
 NUM_TRAITS = len(fields(Identity))
 SUMMARY = 96  # numbers in which a judge sums a picture up
 
@@ -186,13 +192,18 @@ def save_weights(net: nn.Module, path: Path) -> Path:
 
 def load_weights(path: Path) -> dict[str, Tensor]:
     """fp32. Raises MagiCaptureError as `load_net` does."""
+    check_world(path)
+    return {name: value.float() if value.is_floating_point() else value for name, value in load_file(path).items()}
+
+
+def check_world(path: Path) -> None:
+    """Raises MagiCaptureError when a file of weights is missing or was made for another version of the world."""
     if not path.exists():
         raise MagiCaptureError(f"{path.name} is missing: run `make pretrain`, which trains the bench's networks")
     with safe_open(path, "pt") as file:
         made_for = (file.metadata() or {}).get("world")
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dictionary
     if made_for != str(WORLD_VERSION):
         raise MagiCaptureError(
-            f"{path.name} was trained for world {made_for}, and this is world {WORLD_VERSION}: run `make pretrain`"
+            f"{path.parent.name}/{path.name} was trained for world {made_for}, and this is world {WORLD_VERSION}: "
+            "run `make pretrain`"
         )
-    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}

@@ -34,7 +34,7 @@ from magicapture_core.types import Face, Portraits
 from . import world
 from .measure import EDITS, Judges, leakage, likeness, obeyed, read, style_likeness
 from .methods import COMPOSED, METHODS, Method
-from .nets import WEIGHTS, load_net
+from .nets import TINY_WEIGHTS, WEIGHTS, check_world, load_net
 from .pictures import CACHE, to_arrays
 from .world import Picture, Split
 
@@ -81,13 +81,16 @@ class Bench:
     @classmethod
     @cache
     def load(cls) -> Bench:
+        """Raises MagiCaptureError when weights are missing or belong to another version of the world."""
+        for path in TINY_WEIGHTS.values():
+            check_world(path)
         return cls(backbone=backbones.tiny(), recogniser=load_net("training_recogniser"), judges=Judges.load())
 
 
 def results_key() -> str:
     """A hash of the sources and weights that figures depend on."""
     digest = hashlib.sha256(str(world.WORLD_VERSION).encode())
-    for path in (*SOURCES, *sorted(WEIGHTS.glob("*.safetensors")), *sorted(CORE.glob("tiny/*/*.safetensors"))):
+    for path in (*SOURCES, *sorted(WEIGHTS.glob("*.safetensors")), *TINY_WEIGHTS.values()):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -12,12 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from magicapture_core.backbone import TINY_FOLDER
 from magicapture_core.files import write_atomic
 
+from ..nets import TINY_WEIGHTS
 from ..pictures import CACHE, Pictures
-
-VAE_WEIGHTS = TINY_FOLDER / "vae" / "diffusion_pytorch_model.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +39,7 @@ def load_latents(name: str, pictures: Pictures, vae: Any) -> Latents:
 
 
 def latents_file(name: str, pictures: Pictures) -> Path:
-    key = hashlib.sha256(VAE_WEIGHTS.read_bytes()).hexdigest()[:8]
+    key = hashlib.sha256(TINY_WEIGHTS["vae"].read_bytes()).hexdigest()[:8]
     return CACHE / f"latents-{key}" / f"{name}-{len(pictures)}.safetensors"
 
 

@@ -11,11 +11,11 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from magicapture_core import backbone as backbones
-from magicapture_core.backbone import TINY_FOLDER, Backbone
+from magicapture_core.backbone import Backbone
 from magicapture_core.diffusion import add_noise
 from magicapture_core.tokens import Vocabulary
 
-from ..nets import save_weights
+from ..nets import TINY_WEIGHTS, save_weights
 from ..pictures import load_pictures
 from ..world import CANVASES, Split
 from . import stage
@@ -123,5 +123,5 @@ def pretrain() -> None:
 
     torch.manual_seed(STAGE.seed)
     trained = stage.run(STAGE, Denoiser(), captions.draw, Denoiser.__call__, score)
-    save_weights(trained.unet, TINY_FOLDER / "unet" / "diffusion_pytorch_model.safetensors")
-    save_weights(trained.text_encoder, TINY_FOLDER / "text_encoder" / "model.safetensors")
+    save_weights(trained.unet, TINY_WEIGHTS["unet"])
+    save_weights(trained.text_encoder, TINY_WEIGHTS["text_encoder"])

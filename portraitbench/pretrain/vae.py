@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from magicapture_core.backbone import TINY_FOLDER
 from magicapture_core.files import write_atomic
 
-from ..nets import save_weights
+from ..nets import TINY_WEIGHTS, save_weights
 from ..pictures import Pictures, load_pictures
 from ..world import CANVASES
 from . import stage
@@ -101,7 +101,7 @@ def pretrain() -> None:
     config = TINY_FOLDER / "vae" / "config.json"
     factor = round(1 / latent_std(model.vae, crops), 4)
     text = re.sub(r'("scaling_factor": )[0-9.]+', rf"\g<1>{factor}", config.read_text(encoding="utf-8"))
-    save_weights(model.vae, config.with_name("diffusion_pytorch_model.safetensors"))
+    save_weights(model.vae, TINY_WEIGHTS["vae"])
     write_atomic(config, lambda file: file.write_text(text, encoding="utf-8"))
 
 
