@@ -11,7 +11,7 @@ from magicapture_core.types import MagiCaptureError
 
 from .methods import METHODS
 
-STAGES = ("vae", "unet", "recognisers", "judges")
+STAGES = ("vae", "text", "unet", "recognisers", "judges")
 WORKERS_HELP = "processes of one thread each"
 SAMPLES = Path(__file__).parent.parent / "magicapture_core" / "tiny" / "samples"
 

@@ -27,7 +27,7 @@ TEMPERATURE = 0.1
 MARGIN, SCALE = 0.3, 20.0  # ArcFace
 JITTER = 0.02  # of the landmarks, as a share of the distance between eyes and mouth
 TRAINING = stage.Stage(name="training_recogniser", num_steps=2_500, learning_rate=2e-3, average=0.997)
-JUDGING = stage.Stage(name="judging_recogniser", num_steps=2_500, learning_rate=2e-3, average=0.997, seed=1)
+JUDGING = stage.Stage(name="judging_recogniser", num_steps=6_000, learning_rate=2e-3, average=0.997, seed=1)
 
 
 def draw(people: People, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -64,7 +64,8 @@ class NamedFaces(nn.Module):
     def __init__(self, recogniser: nn.Module, dimension: int) -> None:
         super().__init__()
         self.recogniser = recogniser
-        self.directions = nn.Parameter(torch.randn(NUM_PEOPLE, dimension))
+        # Short, for a step of Adam has one length: long ones would hardly turn.
+        self.directions = nn.Parameter(0.02 * torch.randn(NUM_PEOPLE, dimension))
 
     def forward(self, faces: Tensor, names: Tensor) -> Tensor:
         """ArcFace: cross-entropy over scaled cosines, the true one's angle made larger by a margin."""

@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import nn
 
+from magicapture_core.backbone import TINY_FOLDER, load_tokenizer
+from magicapture_core.tokens import Vocabulary
 from magicapture_core.types import MagiCaptureError
 from portraitbench import nets, world
 from portraitbench.labels import STYLE_WORDS, UNSEEN, style_labels, style_words
 from portraitbench.pictures import MOST_SUBJECTS, to_arrays
-from portraitbench.pretrain import stage
+from portraitbench.pretrain import stage, text
 from portraitbench.pretrain.judges import scene_of
 from portraitbench.pretrain.people import PHOTOS, paint_person
 from portraitbench.pretrain.recognisers import contrast, verification_accuracy
@@ -113,6 +115,33 @@ def test_style_labels_name_what_is_drawn_and_hide_what_is_not():
 
 def test_a_scene_is_known_without_painting_it():
     assert scene_of("pretrain", 5, 64, 96) == world.example("pretrain", 5, 64, 96).scene
+
+
+def test_a_caption_is_taught_by_what_stands_in_each_place():
+    generator = np.random.default_rng(3)
+    scenes = [text.draw_caption(generator)[1] for _ in range(200)]
+    scene = next(s for s in scenes if [x.identity.kind for x in s.subjects] == ["person", "cat"])
+    facts, traits = text.targets(scene)
+    columns = list(text.CHOICES)
+    person = scene.subjects[0]
+    assert STYLE_WORDS["hair_color"][facts[0, columns.index("hair_color")]] == person.look.hair_color
+    assert facts[:, columns.index("cat")].tolist() == [0, 1, UNSEEN]
+    assert facts[1, columns.index("hair_color")] == UNSEEN
+    assert traits.isnan().all(1).tolist() == [False, True, True]
+    np.testing.assert_allclose(traits[0], person.identity.vector(), rtol=1e-6)
+
+
+def test_the_reader_looks_at_words_alone_and_empty_places_teach_nothing():
+    torch.manual_seed(0)
+    model = text.Reader()
+    vocabulary = Vocabulary(load_tokenizer(TINY_FOLDER / "tokenizer"), {})
+    batch = text.draw(vocabulary, 4, np.random.default_rng(0))
+    loss = text.loss(model, *batch)
+    loss.backward()
+    assert loss.isfinite()
+    assert model.text_encoder.embeddings.token_embedding.weight.grad[batch[0][0, 1]].abs().sum() > 0
+    end = model.text_encoder.embeddings.token_embedding.weight.grad[vocabulary.tokenizer.eos_token_id]
+    assert end.abs().sum() == 0
 
 
 def test_people_keep_their_face_and_change_the_rest():
