@@ -7,13 +7,13 @@ SUPPORTED := import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2]
 .PHONY: help demo test pretrain environments setup
 
 help:
-	@echo "make demo          photos to portraits on a small built-in model; pictures and a report in demo-output/"
+	@echo "make demo          one person, one style, a small built-in model; pictures and a report in demo-output/"
 	@echo "make test          lint, types, and every test this machine can run"
 	@echo "make pretrain      train the built-in model and PortraitBench's networks anew; hours, goes on where it stopped"
 	@echo "make environments  show that install.py moves no package of an older or a newer ComfyUI"
 
 demo: setup
-	$(PYTHON) -m magicapture_core demo
+	$(PYTHON) -m portraitbench demo
 
 test: setup
 	$(PYTHON) -m ruff check .

@@ -7,7 +7,6 @@ In: weights of ComfyUI, a single-file checkpoint, or a diffusers folder; or noth
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,11 @@ from .models import find_model, models_folder
 from .types import SD1, TINY, MagiCaptureError
 
 TINY_FOLDER = Path(__file__).parent / "tiny"
+TINY_WEIGHTS = {
+    "vae": TINY_FOLDER / "vae" / "diffusion_pytorch_model.safetensors",
+    "unet": TINY_FOLDER / "unet" / "diffusion_pytorch_model.safetensors",
+    "text_encoder": TINY_FOLDER / "text_encoder" / "model.safetensors",
+}
 PROMPT_LENGTH = 77
 CHECKPOINT_PREFIXES = {
     "unet": "model.diffusion_model.",
@@ -158,12 +162,14 @@ def tiny() -> Backbone:
     """The embedded default: the same classes as SD1.5 at 64 px, trained on PortraitBench's world."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from safetensors.torch import load_file
 
     configs = {part: _read_json(TINY_FOLDER / part / "config.json") for part in CHECKPOINT_PREFIXES}
+    weights = {part: load_file(path) for part, path in TINY_WEIGHTS.items()}
     return Backbone(
-        vae=_fill_tiny(_empty(AutoencoderKL, configs["vae"]), "vae"),
-        unet=_fill_tiny(_empty(UNet2DConditionModel, configs["unet"]), "unet"),
-        text_encoder=_fill_tiny(_empty_clip(configs["text_encoder"]), "text_encoder"),
+        vae=_fill(_empty(AutoencoderKL, configs["vae"]), weights["vae"]),
+        unet=_fill(_empty(UNet2DConditionModel, configs["unet"]), weights["unet"]),
+        text_encoder=_fill(_empty_clip(configs["text_encoder"]), weights["text_encoder"]),
         tokenizer=load_tokenizer(TINY_FOLDER / "tokenizer"),
         noise_scheduler=noise_scheduler(),
         architecture=TINY,
@@ -273,21 +279,3 @@ def _to_fp32(value: Tensor) -> Tensor:
     if value.is_inference():
         value = value.clone()
     return value.to("cpu", torch.float32 if value.is_floating_point() else value.dtype)
-
-
-def _fill_tiny(module: Any, part: str) -> Any:
-    """The embedded weights of a part; random ones of unit gain where it is not trained yet."""
-    from safetensors.torch import load_file
-
-    if files := list((TINY_FOLDER / part).glob("*.safetensors")):
-        return _fill(module, load_file(files[0]))
-    generator = torch.Generator().manual_seed(0)
-    return _fill(module, {name: _random(name, value.shape, generator) for name, value in module.state_dict().items()})
-
-
-def _random(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """Weights that keep activations finite: unit gain for matrices, identity for norms, zero for biases."""
-    if len(shape) == 1:
-        return torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
-    std = 0.02 if "embedding.weight" in name else 1 / math.sqrt(math.prod(shape[1:]))
-    return torch.randn(shape, generator=generator) * std

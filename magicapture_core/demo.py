@@ -1,4 +1,4 @@
-"""The whole line on the pack's own pictures and the embedded tiny model: what `make demo` shows.
+"""The whole line on the pack's own pictures and the embedded tiny model, and the page that shows it.
 
 In: a folder. Out: in it the LoRA, the two embeddings, pictures of every stage, and a page that holds them together.
 """
@@ -34,9 +34,9 @@ SAMPLES = Path(__file__).parent / "tiny" / "samples"
 NAME = "demo"
 SAMPLING: dict[str, Any] = {"num_images": 8, "num_steps": 20, "guidance": 4.0, "seed": 7}
 LOOK = 256  # side of the pictures that are only looked at
-UNTRAINED = (
-    "Of the embedded model only the VAE is trained yet: the UNet's weights are random, so its pictures are patterns. "
-    "Every stage is the real one; with --checkpoint the same line trains on your SD1.5 model."
+NOTE = (
+    "The embedded model is tiny and knows drawn portraits alone. Every stage is the real one; with --checkpoint the "
+    "same line trains on your SD1.5 model."
 )
 
 PAGE = """<!doctype html>
@@ -101,7 +101,7 @@ def run(output: Path, progress: Progress) -> dict[str, Any]:
         ),
         restored(),
     ]
-    return write_report(output, result.files, sheets, UNTRAINED)
+    return write_report(output, result.files, sheets, NOTE)
 
 
 def read_samples(kind: str, resolution: int) -> Portraits:

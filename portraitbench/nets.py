@@ -15,7 +15,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from magicapture_core.backbone import TINY_FOLDER
 from magicapture_core.files import write_atomic
 from magicapture_core.identity import Recogniser
 from magicapture_core.types import MagiCaptureError
@@ -26,11 +25,6 @@ from .views import FACE_SIZE
 from .world import WORLD_VERSION
 
 WEIGHTS = Path(__file__).parent / "weights"
-TINY_WEIGHTS = {
-    "vae": TINY_FOLDER / "vae" / "diffusion_pytorch_model.safetensors",
-    "unet": TINY_FOLDER / "unet" / "diffusion_pytorch_model.safetensors",
-    "text_encoder": TINY_FOLDER / "text_encoder" / "model.safetensors",
-}
 NUM_TRAITS = len(fields(Identity))
 SUMMARY = 96  # numbers in which a judge sums a picture up
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from magicapture_core import backbone as backbones
 from magicapture_core import recipe
-from magicapture_core.backbone import Backbone
+from magicapture_core.backbone import TINY_WEIGHTS, Backbone
 from magicapture_core.dataset import encode
 from magicapture_core.files import write_atomic
 from magicapture_core.heatmaps import AttentionRecord
@@ -34,7 +34,7 @@ from magicapture_core.types import Face, Portraits
 from . import world
 from .measure import EDITS, Judges, leakage, likeness, obeyed, read, style_likeness
 from .methods import COMPOSED, METHODS, Method
-from .nets import TINY_WEIGHTS, WEIGHTS, check_world, load_net
+from .nets import WEIGHTS, check_world, load_net
 from .pictures import CACHE, to_arrays
 from .world import Picture, Split
 

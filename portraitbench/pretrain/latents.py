@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from magicapture_core.backbone import TINY_WEIGHTS
 from magicapture_core.files import write_atomic
 
-from ..nets import TINY_WEIGHTS
 from ..pictures import CACHE, Pictures
 
 

@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from magicapture_core import backbone as backbones
+from magicapture_core.backbone import TINY_WEIGHTS
 from magicapture_core.tokens import Vocabulary
 
 from .. import world
 from ..captions import describe
 from ..labels import ATTRIBUTES, STYLE_WORDS, UNSEEN, attribute_labels, style_labels
-from ..nets import NUM_TRAITS, TINY_WEIGHTS, save_weights
+from ..nets import NUM_TRAITS, save_weights
 from ..parameters import Identity
 from ..pictures import MOST_SUBJECTS
 from ..world import CANVASES, Scene

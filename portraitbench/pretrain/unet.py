@@ -11,12 +11,12 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from magicapture_core import backbone as backbones
-from magicapture_core.backbone import Backbone
+from magicapture_core.backbone import TINY_WEIGHTS, Backbone
 from magicapture_core.diffusion import add_noise
 from magicapture_core.sampler import encode_prompt
 from magicapture_core.tokens import Vocabulary
 
-from ..nets import TINY_WEIGHTS, save_weights
+from ..nets import save_weights
 from ..pictures import load_pictures
 from ..world import CANVASES, Split
 from . import stage

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from magicapture_core.backbone import TINY_FOLDER
+from magicapture_core.backbone import TINY_FOLDER, TINY_WEIGHTS
 from magicapture_core.files import write_atomic
 
-from ..nets import TINY_WEIGHTS, save_weights
+from ..nets import save_weights
 from ..pictures import Pictures, load_pictures
 from ..world import CANVASES
 from . import stage
