@@ -79,12 +79,17 @@ class Bench:
     judges: Judges
 
     @classmethod
-    @cache
     def load(cls) -> Bench:
         """Raises MagiCaptureError when weights are missing or belong to another version of the world."""
         for path in TINY_WEIGHTS.values():
             check_world(path)
         return cls(backbone=backbones.tiny(), recogniser=load_net("training_recogniser"), judges=Judges.load())
+
+
+@cache
+def the_bench() -> Bench:
+    """This process's one."""
+    return Bench.load()
 
 
 def results_key() -> str:
@@ -97,7 +102,7 @@ def results_key() -> str:
 
 def measure_run(run: Run) -> dict[str, Any]:
     """Trains, measures, keeps a strip of the pictures. Returns the line: the run's address, the figures."""
-    bench, method, figures = Bench.load(), METHODS[run.method], {}
+    bench, method, figures = the_bench(), METHODS[run.method], {}
     person, look = (photos(run, side) for side in ("subject", "style"))
     truth = world.truth(run.split, run.pair, run.pair, MADE)
     artifact = train_method(bench, run, method, person, truth[:PHOTOS] if method.photos == "truth" else look)

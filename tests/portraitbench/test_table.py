@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from portraitbench import __main__, nets
+from portraitbench import __main__, nets, runs
 from portraitbench.bars import Bar, bars
 from portraitbench.table import METRICS, by_pair, differences, interval, means, to_json, to_markdown
 
@@ -69,7 +69,9 @@ def test_bars_hold_miss_and_tell_what_was_not_measured():
 
 
 def test_missing_weights_are_one_line_and_exit_2(monkeypatch, capsys, tmp_path):
+    runs.the_bench.cache_clear()
     monkeypatch.setattr(nets, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(runs, "RESULTS", tmp_path)
     monkeypatch.setattr("sys.argv", ["portraitbench", "run", "--pairs", "1", "--methods", "magicapture"])
     with pytest.raises(SystemExit) as exit_info:
         __main__.main()
