@@ -1,4 +1,4 @@
-"""Files that are whole or not there. Knows nothing of ours."""
+"""Files that are whole or not there, and weights of others that are data only. Knows nothing of what is in them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from .types import MagiCaptureError
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> Path:
@@ -28,3 +31,21 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> Path:
     finally:
         beside.unlink(missing_ok=True)
     return path
+
+
+def read_weights(path: Path) -> Any:
+    """What a .safetensors file holds; any other as torch reads it with weights_only, which runs nothing of the file.
+
+    Raises MagiCaptureError when it cannot be read.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    try:
+        is_safe = path.suffix.lower() == ".safetensors"
+        return load_file(path) if is_safe else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # each reader has its own kinds for a file that is cut off or holds more than tensors
+        raise MagiCaptureError(
+            f"{path.name}: cannot be read: damaged, cut off, or more than tensors, which is not opened here "
+            f"({type(error).__name__}); fetch it again, or save the network's state_dict() alone"
+        ) from error

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .files import read_weights
 from .types import MagiCaptureError
 
 
@@ -29,7 +30,11 @@ def load_descriptor(path: str | Path, device: str = "cpu") -> Any:
         from spandrel_extra_arches import EXTRA_REGISTRY  # pyright: ignore[reportMissingImports]
 
         registry.add(*EXTRA_REGISTRY, ignore_duplicates=True)
-    weights = _read_weights(path)
+    if path.suffix not in (".pth", ".safetensors"):
+        raise MagiCaptureError(f"{path.name}: model files end in .pth or .safetensors")
+    if not path.is_file():
+        raise MagiCaptureError(f"{path}: there is no such file")
+    weights = read_weights(path)
     try:
         descriptor = ModelLoader(device, registry).load_from_state_dict(weights)
     except UnsupportedModelError:
@@ -46,17 +51,3 @@ def load_descriptor(path: str | Path, device: str = "cpu") -> Any:
     if not isinstance(descriptor, ImageModelDescriptor) or descriptor.input_channels != 3:
         raise MagiCaptureError(f"{path.name}: does not take one colour picture; choose another model")
     return descriptor.eval()
-
-
-def _read_weights(path: Path) -> dict[str, Any]:
-    import torch
-    from safetensors.torch import load_file
-
-    if path.suffix not in (".pth", ".safetensors"):
-        raise MagiCaptureError(f"{path.name}: model files end in .pth or .safetensors")
-    if not path.is_file():
-        raise MagiCaptureError(f"{path}: there is no such file")
-    try:
-        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:  # each reader has its own kinds for a file that is cut off or something else
-        raise MagiCaptureError(f"{path.name}: cannot be read, load it down again ({type(error).__name__})") from error

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .files import read_weights
 from .identity import ARCFACE_SIZE, Recogniser
 from .iresnet import load_iresnet
 from .onnx_graph import Graph, read_graph
@@ -31,7 +31,7 @@ def load_recogniser(path: Path) -> Recogniser:
         raise MagiCaptureError(f"{path}: there is no such file")
     if suffix == ".onnx":
         return OnnxRecogniser(read_graph(path), path.name)
-    return load_iresnet(_read_weights(path), path.name)
+    return load_iresnet(_state_dict(path), path.name)
 
 
 class OnnxRecogniser(Recogniser):
@@ -83,18 +83,8 @@ def _other_kind(name: str, fact: str) -> MagiCaptureError:
     )
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    try:
-        weights: Any = (
-            load_file(path) if path.suffix.lower() == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-        )
-    except Exception as error:  # each reader has its own kinds for a file that is cut off or holds more than tensors
-        raise MagiCaptureError(
-            f"{path.name}: damaged, cut off, or more than tensors, which is not opened here ({type(error).__name__}); "
-            "fetch it again, or save the network's state_dict() alone"
-        ) from error
+def _state_dict(path: Path) -> dict[str, Tensor]:
+    weights = read_weights(path)
     is_plain = isinstance(weights, dict) and all(isinstance(value, Tensor) for value in weights.values())
     if not is_plain or not all(isinstance(key, str) for key in weights):
         raise MagiCaptureError(f"{path.name}: no plain state dict; save the network's state_dict() alone")

@@ -46,8 +46,8 @@ SIZE = 64
 # What a run's figures depend on: the world, the weights, and the stages of the line that train and sample.
 SOURCES = (
     *(CORE / f"{name}.py" for name in (
-        "attention", "backbone", "config", "dataset", "diffusion", "identity", "lora", "losses", "objective", "prompts",
-        "sampler", "tokens", "trainer",
+        "attention", "backbone", "config", "dataset", "diffusion", "faces", "heatmaps", "identity", "lora", "losses",
+        "objective", "prompts", "restore", "sampler", "tokens", "trainer",
     )),
     *(Path(__file__).with_name(f"{name}.py") for name in ("labels", "measure", "methods", "runs", "views", "world")),
 )  # fmt: skip
@@ -92,8 +92,9 @@ def the_bench() -> Bench:
     return Bench.load()
 
 
+@cache
 def results_key() -> str:
-    """A hash of the sources and weights that figures depend on."""
+    """A hash of the sources and weights that figures depend on, as they were when this process first asked."""
     digest = hashlib.sha256(str(world.WORLD_VERSION).encode())
     for path in (*SOURCES, *sorted(WEIGHTS.glob("*.safetensors")), *TINY_WEIGHTS.values()):
         digest.update(path.read_bytes())

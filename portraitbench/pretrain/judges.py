@@ -1,4 +1,4 @@
-"""Stage 4, the judges: one reads the style of a subject whose face is hidden, one reads the face."""
+"""Stage 5, the judges: one reads the style of a subject whose face is hidden, one reads the face."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 3, two face recognisers: same people close together, others far apart, on pictures and on VAE rebuilds.
+"""Stage 4, two face recognisers: same people close together, others far apart, on pictures and on VAE rebuilds.
 
 The one inside the identity loss learns from pairs (supervised contrast), the judging one from names (ArcFace).
 """

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from magicapture_core.backbone import TINY_FOLDER, load_tokenizer
+from magicapture_core.backbone import TINY_FOLDER, load_tokenizer, noise_scheduler
 from magicapture_core.tokens import Vocabulary
 from magicapture_core.types import MagiCaptureError
 from portraitbench import nets, world
 from portraitbench.labels import STYLE_WORDS, UNSEEN, style_labels, style_words
 from portraitbench.pictures import MOST_SUBJECTS, to_arrays
-from portraitbench.pretrain import stage, text
+from portraitbench.pretrain import stage, text, unet
 from portraitbench.pretrain.judges import scene_of
 from portraitbench.pretrain.people import PHOTOS, paint_person
 from portraitbench.pretrain.recognisers import contrast, verification_accuracy
@@ -142,6 +142,17 @@ def test_the_reader_looks_at_words_alone_and_empty_places_teach_nothing():
     assert model.text_encoder.embeddings.token_embedding.weight.grad[batch[0][0, 1]].abs().sum() > 0
     end = model.text_encoder.embeddings.token_embedding.weight.grad[vocabulary.tokenizer.eos_token_id]
     assert end.abs().sum() == 0
+
+
+def test_every_noise_level_counts_alike():
+    """A UNet that says zero errs by the noise itself, which weighs abar_t^(-3/4)."""
+    model = unet.Denoiser()
+    torch.nn.init.zeros_(model.unet.conv_out.weight)
+    torch.nn.init.zeros_(model.unet.conv_out.bias)
+    noise = torch.full((2, 4, 16, 16), 2.0)
+    loss = model(torch.zeros_like(noise), noise, torch.tensor([0, 999]), torch.zeros(2, 77, 128))
+    abar = noise_scheduler().alphas_cumprod[[0, 999]]
+    torch.testing.assert_close(loss, (4 / abar**0.75).mean())
 
 
 def test_people_keep_their_face_and_change_the_rest():
