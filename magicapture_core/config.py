@@ -200,6 +200,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
     "paper": {"accumulate": 4},
     "tiny": {
         "resolution": 64,
+        "flip": False,  # its people have moles on one cheek
         "loss": {"attention_downscale": 2},
         "inversion": {"num_steps": 40, "token_learning_rate": 5e-3},
         "tuning": {"num_steps": 80, "token_learning_rate": 5e-4, "lora_learning_rate": 1e-3},

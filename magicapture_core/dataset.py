@@ -106,7 +106,7 @@ class Dataset:
         A source item is a subject photo and counts inside the face (Eq. 4). Reference and composed items are style
         photos and count outside it (Eq. 5 and 6): under the composed prompt the style photo is the pseudo label. So
         there its landmarks say where the subject's face is to appear (Eq. 7), if t is below identity_max_timestep,
-        and one subject photo, drawn anew each time, says whose it is.
+        and one subject photo, drawn anew each time, says whose it is. Not in phase 1, which has no such term (Eq. 9).
         """
         generator = item.generator(config.seed)
 
@@ -123,7 +123,8 @@ class Dataset:
         face = side.face_masks[mirrored, photo]
         embeddings = self.likeness.embeddings if self.likeness else torch.zeros(0, 0)
         landmarks, target_embeds = torch.full((5, 2), torch.nan), torch.zeros(embeddings.shape[1])
-        is_asked = item.task in config.loss.identity_tasks and timestep < config.loss.identity_max_timestep
+        can_resemble = item.phase == "tuning" and item.task in config.loss.identity_tasks
+        is_asked = can_resemble and timestep < config.loss.identity_max_timestep
         if is_asked and len(embeddings):
             landmarks, target_embeds = side.landmarks[mirrored, photo], embeddings[choose(len(embeddings))]
         return Batch(

@@ -26,7 +26,7 @@ from .estimate import Estimate, estimate
 from .files import write_atomic
 from .identity import Recogniser
 from .prompts import TEMPLATES
-from .trainer import DTYPES, TrainStep, train
+from .trainer import DTYPES, Run, TrainStep, train
 from .types import MagiCaptureError, Portraits
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def personalize(
         for step in _kept_out_of_memory(steps, keep):
             history.append([float(getattr(step.losses, term)) for term in TERMS])
             if step.step == step.num_steps:  # kept before anyone can say stop
-                files = save(to_artifact(step, backbone.architecture, config, name))
+                files = save(to_artifact(step.run, name))
                 result = Result(key=key, files=files, history=history, resumed_from=resumed_from)
                 _save_result(folder, result)
             elif step.step % STATE_EVERY == 0:
@@ -155,15 +155,15 @@ def resolve_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
     )
 
 
-def to_artifact(step: TrainStep, architecture: str, config: TrainConfig, name: str) -> Artifact:
+def to_artifact(run: Run, name: str) -> Artifact:
     """The live run as the file will hold it."""
-    layers = step.run.lora()
+    layers = run.lora()
     return Artifact(
         name=name,
-        architecture=architecture,
-        tokens=tuple(step.run.tokens()),
+        architecture=run.backbone.architecture,
+        tokens=tuple(run.tokens()),
         lora=kohya.to_kohya(kohya.UNET, layers["unet"]) | kohya.to_kohya(kohya.TEXT_ENCODER, layers["text_encoder"]),
-        config=config.model_dump(mode="json"),
+        config=run.config.model_dump(mode="json"),
         templates={task: list(templates) for task, templates in TEMPLATES.items()},
     )
 

@@ -47,13 +47,14 @@ def run_check(args: argparse.Namespace) -> None:
 def run_tune(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
+    from .report import write_text
     from .runs import run_all
-    from .tune import grid, save_choice, scores
+    from .tune import grid, scores, to_text
 
     runs = grid(args.pairs)
-    lines = list(tqdm(run_all(runs, args.workers), "tuning", len(runs)))
-    path = save_choice(scores(lines))
-    print(path.read_text(encoding="utf-8"), end="")
+    found = scores(tqdm(run_all(runs, args.workers), "tuning", len(runs)))
+    path = write_text("tuning.json", to_text(found))
+    print(path.read_text(encoding="utf-8"), path, sep="")
 
 
 def run_runs(args: argparse.Namespace) -> None:
@@ -76,9 +77,10 @@ def run_report(args: argparse.Namespace) -> None:
 
 def run_bars(args: argparse.Namespace) -> None:
     from .bars import bars
+    from .runs import lines_file, read_lines
     from .tune import table_lines
 
-    found = list(bars(table_lines()))
+    found = list(bars(table_lines(read_lines(lines_file()))))
     print(*found, sep="\n")
     sys.exit(0 if all(bar.holds for bar in found) else 1)
 

@@ -6,10 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from .methods import OURS
-from .table import differences, means
+from .table import Row, by_pair, differences
 
 RIVALS = ("textual_inversion", "dreambooth", "custom_diffusion")
+NUM_PAIRS = 16  # what a comparison needs; of fewer it is not measured
 STYLE_SLACK = 0.02
 LEAKAGE_SHARE = 0.5
 COMPOSED_GAIN = 0.05
@@ -17,45 +20,53 @@ COMPOSED_GAIN = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """A figure and what it must reach (is_above: exceed); a figure of None was not measured, and holds nothing."""
+    """A figure and what it must reach, or exceed; without a bound it is only told. None, not measured, holds none."""
 
     name: str
     figure: float | None
-    least: float
-    is_above: bool = False
+    least: float | None = None
+    exceeds: bool = False
+    unit: str = ""
 
     @property
     def holds(self) -> bool:
+        if self.least is None:
+            return True
         if self.figure is None:
             return False
-        return self.figure > self.least if self.is_above else self.figure >= self.least
+        return self.figure > self.least if self.exceeds else self.figure >= self.least
 
     def __str__(self) -> str:
         figure = "not measured" if self.figure is None else f"{self.figure:.3f}"
-        sign, verdict = ">" if self.is_above else ">=", "holds" if self.holds else "MISSED"
-        return f"{self.name:64} {figure:>12}  ({sign} {self.least:g}: {verdict})"
+        line = f"{self.name:64} {figure:>12} {self.unit}"
+        if self.least is None:
+            return line
+        return f"{line}  ({'>' if self.exceeds else '>='} {self.least:g}: {'holds' if self.holds else 'MISSED'})"
 
 
 def bars(lines: Sequence[Mapping[str, Any]]) -> Iterator[Bar]:
-    mean = {(row.method, row.metric): row.mean for row in means(lines)}
-    ahead = {(row.method, row.metric): row for row in differences(lines)}
+    ahead = {(row.method, row.metric): row for row in differences(lines) if row.n >= NUM_PAIRS}
+
+    def figure(method: str, metric: str, part: str) -> float | None:
+        row: Row | None = ahead.get((method, metric))
+        return getattr(row, part) if row else None
+
     for rival in RIVALS:
-        row = ahead.get((rival, "csim"))
-        yield Bar(
-            name=f"CSIM ahead of {rival}, lower end of 95 %", figure=row.lo if row else None, least=0.0, is_above=True
-        )
-    style = [mean[rival, "style"] for rival in RIVALS if (rival, "style") in mean]
-    ours = mean.get((OURS, "style"))
-    yield Bar(
-        name="Style against the best rival",
-        figure=ours - max(style) if ours is not None and style else None,
-        least=-STYLE_SLACK,
-    )
-    leaks, leaks_without = (mean.get((method, "subject_leakage")) for method in (OURS, "without_ar"))
+        name = f"CSIM ahead of {rival}, lower end of 95 %"
+        yield Bar(name=name, figure=figure(rival, "csim", "lo"), least=0.0, exceeds=True)
+    style = [gap for rival in RIVALS if (gap := figure(rival, "style", "mean")) is not None]
+    yield Bar(name="Style against the best rival", figure=min(style, default=None), least=-STYLE_SLACK)
     yield Bar(
         name="share of the person's word's leakage that refocusing takes away",
-        figure=1 - leaks / leaks_without if leaks is not None and leaks_without else None,
+        figure=leakage_taken(lines) if ("without_ar", "subject_leakage") in ahead else None,
         least=LEAKAGE_SHARE,
     )
-    row = ahead.get(("without_cp", "csim"))
-    yield Bar(name="CSIM that composed prompts add", figure=row.mean if row else None, least=COMPOSED_GAIN)
+    yield Bar(name="CSIM that composed prompts add", figure=figure("without_cp", "csim", "mean"), least=COMPOSED_GAIN)
+
+
+def leakage_taken(lines: Sequence[Mapping[str, Any]]) -> float:
+    """Over the pairs in which both found a face."""
+    leaks = by_pair(lines, "subject_leakage")
+    ours, without = leaks[OURS], leaks["without_ar"]
+    shared = sorted(ours.keys() & without.keys())
+    return float(1 - np.mean([ours[pair] for pair in shared]) / np.mean([without[pair] for pair in shared]))

@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from magicapture_core import backbone as backbones
 from magicapture_core.backbone import Backbone
-from magicapture_core.faces import FaceDetector, choose_face, load_face_detector
+from magicapture_core.faces import FaceDetector, load_face_detector
 from magicapture_core.sampler import generate
 
 from . import world
+from .bars import Bar
 from .captions import article
-from .labels import STYLE_WORDS
-from .nets import load_net
+from .measure import find_landmarks, read_words
+from .nets import load_net, load_tiny
 from .parameters import BACKGROUND_COLORS, CLOTHES_COLORS, CUTS, GARMENTS, HAIR_COLORS, Nuisance, Style, pick
 from .pictures import load_pictures, to_tensor
 from .pretrain.judges import Subjects, style_accuracy, style_target, style_window
@@ -35,28 +35,10 @@ FACE_HEIGHTS = (16, 24, 32, 48)
 STEPS, GUIDANCE = 20, 4.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Gate:
-    """One figure and what it must reach; without a bound it is only told."""
-
-    name: str
-    figure: float
-    least: float | None = None
-    unit: str = ""
-
-    @property
-    def holds(self) -> bool:
-        return self.least is None or self.figure >= self.least
-
-    def __str__(self) -> str:
-        verdict = "" if self.least is None else f"  (>= {self.least:g}: {'holds' if self.holds else 'MISSED'})"
-        return f"{self.name:48} {self.figure:7.3f} {self.unit}{verdict}"
-
-
 def print_gates() -> bool:
     """Measures and prints every gate; whether all hold."""
     holds = True
-    backbone, detector = backbones.tiny(), load_face_detector()
+    backbone, detector = load_tiny(), load_face_detector()
     for measure in (vae_gates, recogniser_gates, style_judge_gates, prompt_gates):
         for gate in measure(backbone, detector):
             print(gate, flush=True)
@@ -64,25 +46,25 @@ def print_gates() -> bool:
     return holds
 
 
-def vae_gates(backbone: Backbone, detector: FaceDetector) -> Iterator[Gate]:
+def vae_gates(backbone: Backbone, detector: FaceDetector) -> Iterator[Bar]:
     """Over all canvases."""
     scores = [vae_score(backbone.vae, load_pictures("test", *canvas, PICTURES)) for canvas in CANVASES]
     for name, title, least in (("psnr", "whole picture", 30.0), ("face_psnr", "inside faces", 28.0)):
         figure = sum(one[name] for one in scores) / len(scores)
-        yield Gate(name=f"VAE reconstruction, {title}", figure=figure, least=least, unit="dB")
+        yield Bar(name=f"VAE reconstruction, {title}", figure=figure, least=least, unit="dB")
 
 
-def recogniser_gates(backbone: Backbone, detector: FaceDetector) -> Iterator[Gate]:
+def recogniser_gates(backbone: Backbone, detector: FaceDetector) -> Iterator[Bar]:
     people = load_people("test", 200, backbone.vae)
     for name in ("training_recogniser", "judging_recogniser"):
         net = load_net(name)
         for kind, least, figure in zip(("pictures", "rebuilt"), (0.97, 0.94), score(net, people).values(), strict=True):
-            yield Gate(name=f"{name.replace('_', ' ')}, same or different, {kind}", figure=figure, least=least)
+            yield Bar(name=f"{name.replace('_', ' ')}, same or different, {kind}", figure=figure, least=least)
     judge = load_net("judging_recogniser")
     for height in FACE_HEIGHTS:
         first, second = (face_set(judge, height, photo) for photo in (0, 1))
         both = torch.stack([first, second], 1)
-        yield Gate(name=f"judging recogniser, faces of {height} px", figure=verification_accuracy(both, both))
+        yield Bar(name=f"judging recogniser, faces of {height} px", figure=verification_accuracy(both, both))
 
 
 def face_set(judge: Any, height: int, photo: int) -> Tensor:
@@ -100,27 +82,27 @@ def face_set(judge: Any, height: int, photo: int) -> Tensor:
     return torch.cat(embeddings)
 
 
-def style_judge_gates(backbone: Backbone, detector: FaceDetector) -> Iterator[Gate]:
+def style_judge_gates(backbone: Backbone, detector: FaceDetector) -> Iterator[Bar]:
     """The judge on true pictures: what it cannot read there it cannot tell of generated ones."""
     subjects = Subjects("test", (64, 64), PICTURES, backbone.vae)
     rng = np.random.default_rng(0)
     windows = torch.stack([style_window(subjects, number, True, rng) for number in range(len(subjects))])
     targets = torch.tensor([style_target(subjects, number) for number in range(len(subjects))])
     for name, figure in style_accuracy(load_net("style_judge")(windows), targets).items():
-        yield Gate(name=f"style judge, {name.replace('_', ' ')}", figure=figure)
+        yield Bar(name=f"style judge, {name.replace('_', ' ')}", figure=figure)
 
 
-def prompt_gates(backbone: Backbone, detector: FaceDetector) -> Iterator[Gate]:
+def prompt_gates(backbone: Backbone, detector: FaceDetector) -> Iterator[Bar]:
     """Hair, clothes and background as the prompt asked, read by the style judge."""
     judge = load_net("style_judge")
     one = [followed(backbone, detector, judge, ask(number, 1)) for number in range(PICTURES)]
     for name in one[0]:
-        yield Gate(name=f"prompt following, {name.replace('_', ' ')}", figure=mean(found[name] for found in one))
+        yield Bar(name=f"prompt following, {name.replace('_', ' ')}", figure=mean(found[name] for found in one))
     figure = mean(value for found in one for value in found.values())
-    yield Gate(name="prompt following, hair, clothes and background", figure=figure, least=0.90)
+    yield Bar(name="prompt following, hair, clothes and background", figure=figure, least=0.90)
     two = [followed(backbone, detector, judge, ask(number, 2)) for number in range(PICTURES // 4)]
     figure = mean(value for found in two for value in found.values())
-    yield Gate(name="prompt following, two people", figure=figure, least=0.80)
+    yield Bar(name="prompt following, two people", figure=figure, least=0.80)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +145,5 @@ def followed(backbone: Backbone, detector: FaceDetector, judge: Any, request: Re
 def read_style(judge: Any, detector: FaceDetector, image: Tensor, place: int, count: int) -> dict[str, str]:
     """Every style attribute of one subject of image [3,H,W], as the judge reads it."""
     window, _ = place_window(image, place, count)
-    faces = detector.detect(window)
-    landmarks = faces[choose_face(faces, *window.shape[1:])].landmarks if faces else None
-    scores = judge(hide_face(window, landmarks)[None])
-    return {name: words[int(scores[name].argmax())] for name, words in STYLE_WORDS.items()}
+    [words] = read_words(judge, hide_face(window, find_landmarks(detector, window))[None])
+    return words

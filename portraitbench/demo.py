@@ -25,7 +25,7 @@ from . import world
 from .measure import Reading, leakage, likeness, read, style_likeness
 from .methods import METHODS, OURS
 from .pictures import to_arrays
-from .runs import SIZE, Bench, Run, photos
+from .runs import SIZE, Bench, Run, photos, true_pictures
 from .world import Picture
 
 PAIR = 1001  # beyond the pairs of every table; its style shows the face from near enough
@@ -55,13 +55,13 @@ def run(output: Path, progress: Progress) -> dict[str, Any]:
     bench = Bench.load()
     pair = Run(method=OURS, pair=PAIR, seed=7)
     person, look = photos(pair, "subject"), photos(pair, "style")
-    truth = world.truth(pair.split, PAIR, PAIR, SAMPLING["num_images"])
-    sides = frame(bench, person, "subject"), frame(bench, look, "style")
+    truth = true_pictures(pair).unseen[: SAMPLING["num_images"]]
+    sides = frame(bench, person.trained, "subject"), frame(bench, look.trained, "style")
     trained = {method: train(bench, method, pair.seed, sides, output, progress) for method in (OURS, "without_ar")}
     ours = trained[OURS]
 
     of_person, of_look, of_truth = (
-        read(bench.judges, to_arrays(pictures).tensor()) for pictures in (person, look, truth)
+        read(bench.judges, to_arrays(pictures).tensor()) for pictures in (person.unseen, look.unseen, truth)
     )
     who, how = world.identity(pair.split, PAIR), world.style(pair.split, PAIR)
 
@@ -70,7 +70,7 @@ def run(output: Path, progress: Progress) -> dict[str, Any]:
         return f"CSIM {found['csim']:.2f}, Style {found['style']:.2f}"
 
     rows = {"before": ours.before, "after": ours.after, "truth": to_arrays(truth).tensor()}
-    readings = {name: read(bench.judges, images) for name, images in rows.items()}
+    readings = {"before": read(bench.judges, ours.before), "after": read(bench.judges, ours.after), "truth": of_truth}
     leaks = {
         method: leakage(one.record, read(bench.judges, one.after), SIZE, *WORDS)["subject_leakage"]
         for method, one in trained.items()

@@ -60,18 +60,15 @@ class Reading:
 def read(judges: Judges, images: Tensor) -> Reading:
     """images [N,3,64,64] in 0..1."""
     landmarks = [find_landmarks(judges.detector, image) for image in images]
-    windows = [hide_face(place_window(image, 0, 1)[0], points) for image, points in zip(images, landmarks, strict=True)]
-    scores = judges.style(torch.stack(windows))
-    words = [
-        {name: words[int(scores[name][row].argmax())] for name, words in STYLE_WORDS.items()}
-        for row in range(len(images))
-    ]
+    windows = torch.stack(
+        [hide_face(place_window(image, 0, 1)[0], points) for image, points in zip(images, landmarks, strict=True)]
+    )
     seen = torch.tensor([points is not None for points in landmarks])
     reading = Reading(
         seen=seen,
         embeddings=torch.zeros(len(images), judges.recogniser.head.out_features),
-        style=F.normalize(judges.style.features(torch.stack(windows)), dim=1),
-        words=words,
+        style=F.normalize(judges.style.features(windows), dim=1),
+        words=read_words(judges.style, windows),
         attributes=torch.zeros(len(images), len(ATTRIBUTES), dtype=torch.bool),
         traits=torch.full((len(images), judges.face.traits.out_features), torch.nan),
         landmarks=landmarks,
@@ -84,19 +81,30 @@ def read(judges: Judges, images: Tensor) -> Reading:
     return reading
 
 
+def read_words(judge: Any, windows: Tensor) -> list[dict[str, str]]:
+    """windows [N,4,64,64] as `hide_face` gives them -> every style attribute's word, for each."""
+    scores = judge(windows)
+    return [
+        {name: words[int(scores[name][row].argmax())] for name, words in STYLE_WORDS.items()}
+        for row in range(len(windows))
+    ]
+
+
 def find_landmarks(detector: FaceDetector, image: Tensor) -> Tensor | None:
     faces: Sequence[Face] = detector.detect(image)
     return faces[choose_face(faces, image.shape[1], image.shape[2])].landmarks if faces else None
 
 
 def likeness(made: Reading, photos: Reading, who: AnyIdentity, truth: Reading) -> dict[str, float]:
-    """CSIM: mean cosine to the photos' faces, a picture without a face counting 0. detection: share with a face.
+    """csim: mean cosine to the photos' faces, a picture without a face counting 0. detection: share with a face.
 
-    traits: mean distance of the identity parameters that the face judge reads to the true ones, 0..1, over the faces
-    found. truth: energy distance between these pictures and the true composed ones, in what the judges see.
+    trait_error: mean distance of the identity parameters that the face judge reads to the true ones, 0..1, over the
+    faces found. truth_distance: energy distance between these pictures and the true composed ones, in what the judges
+    see.
     """
+    shows = torch.from_numpy(who.shows())
     target = torch.from_numpy(who.vector()).float()
-    distance = (made.traits[made.seen] - target).abs().mean() if made.seen.any() else torch.tensor(torch.nan)
+    distance = (made.traits[made.seen] - target)[:, shows].abs().mean() if made.seen.any() else torch.tensor(torch.nan)
     return {
         "csim": float((made.embeddings @ photos.embeddings[photos.seen].T).mean()),
         "detection": float(made.seen.float().mean()),

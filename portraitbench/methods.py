@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from magicapture_core.config import PRESETS, TrainConfig, parse_config
-from magicapture_core.dataset import Batch, Dataset, ItemKey
+from magicapture_core.dataset import Batch, Dataset, ItemKey, step_items
 
-PASSES = 360  # of the UNet, for every method
+PASSES = 1536  # of the UNet, items one by one, for every method
 COMPOSED = "a photo of a {subject} person in the {style} style"
 OURS = "magicapture"
 BASE = PRESETS["tiny"]
@@ -30,29 +30,31 @@ class Unmasked(Dataset):
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """changes: to BASE. inversion_share: of the passes, spent in phase 1. photos: what it trains on.
+    """changes: to BASE. learning_rate: by how much BASE's rates are multiplied, as `tune` found best for the method.
 
-    `truth` gives the true composed pictures as the style's photos: the ceiling. `nothing` trains not at all.
+    inversion_share: of the passes, spent in phase 1. photos: what it trains on; `truth` gives the true composed
+    pictures as the style's photos: the ceiling. `nothing` trains not at all.
     """
 
     title: str
     changes: Mapping[str, Any] = field(default_factory=dict)
+    learning_rate: float = 1.0
     inversion_share: float = 1 / 4
     masked: bool = True
     photos: str = "pair"
 
     def config(self, seed: int, learning_rate_factor: float = 1.0) -> TrainConfig:
-        """Both phases together make PASSES passes; every learning rate is multiplied by the factor."""
+        """Both phases together make PASSES passes; the method's learning rates are multiplied by the factor."""
         values = merge(BASE, {**self.changes, "seed": seed})
-        tasks = values["tuning"].get("tasks", ("source", "reference", "composed"))
-        inversion_passes = round(PASSES * self.inversion_share)
-        values["inversion"]["num_steps"] = inversion_passes // 2
-        values["tuning"]["num_steps"] = (PASSES - inversion_passes) // len(tasks)
         for phase in ("inversion", "tuning"):
             for name, value in values[phase].items():
                 if name.endswith("learning_rate"):
-                    values[phase][name] = value * learning_rate_factor
-        return parse_config(values)
+                    values[phase][name] = value * self.learning_rate * learning_rate_factor
+        shares = {"inversion": self.inversion_share, "tuning": 1 - self.inversion_share}
+        config = parse_config(values)
+        items = {phase: len(step_items(config, phase, 0)) for phase in shares}
+        steps = {phase: {"num_steps": round(PASSES * share) // items[phase]} for phase, share in shares.items()}
+        return parse_config(merge(values, steps))
 
     def dataset(self, encoded: Dataset) -> Dataset:
         return encoded if self.masked else Unmasked(**vars(encoded))
@@ -85,6 +87,7 @@ METHODS: dict[str, Method] = {
     "dreambooth": Method(
         title="DreamBooth (LoRA)",
         changes={
+            "subject": {"placeholder_token": "<subject>", "initializer_token": ""},  # a rare word that stays as it is
             "lora": {"targets": "attention+ff", "text_encoder": True},
             "tuning": {"tasks": TWO_TASKS, "token_learning_rate": 0},
             "loss": NO_EXTRAS,

@@ -15,6 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from magicapture_core import backbone as backbones
+from magicapture_core.backbone import TINY_WEIGHTS, Backbone
 from magicapture_core.files import write_atomic
 from magicapture_core.identity import Recogniser
 from magicapture_core.types import MagiCaptureError
@@ -188,6 +190,13 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     """fp32. Raises MagiCaptureError as `load_net` does."""
     check_world(path)
     return {name: value.float() if value.is_floating_point() else value for name, value in load_file(path).items()}
+
+
+def load_tiny() -> Backbone:
+    """The embedded backbone. Raises MagiCaptureError as `load_net` does."""
+    for path in TINY_WEIGHTS.values():
+        check_world(path)
+    return backbones.tiny()
 
 
 def check_world(path: Path) -> None:

@@ -75,6 +75,10 @@ class Unit:
         """[n] float64, in the order of the fields."""
         return np.array([getattr(self, f.name) for f in fields(self)])
 
+    def shows(self) -> np.ndarray:
+        """[n] bool: the fields that a picture can tell."""
+        return np.ones(len(fields(self)), bool)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Identity(Unit):
@@ -107,6 +111,10 @@ class Identity(Unit):
     mole: float  # none up to one half, then larger
     mole_u: float
     mole_v: float
+
+    def shows(self) -> np.ndarray:
+        """All, but where a mole is when there is none."""
+        return np.array([self.mole > 0.5 or f.name not in ("mole_u", "mole_v") for f in fields(self)])
 
 
 @dataclass(frozen=True, kw_only=True)

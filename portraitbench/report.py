@@ -15,7 +15,7 @@ from magicapture_core.images import contact_sheet, load_photo, save_image
 from . import world
 from .methods import METHODS
 from .pictures import to_arrays
-from .runs import RESULTS, Run, photos, results_key, strip
+from .runs import RESULTS, Run, lines_file, photos, read_lines, results_key, strip, true_pictures
 from .table import METRICS, SKIN_TONES, csim_by_skin, differences, means, to_json, to_markdown
 from .tune import table_lines
 
@@ -25,25 +25,22 @@ ENLARGE = 2
 
 def write_report() -> list[Path]:
     """Writes results/table.md and table.json; and grid.png, where this machine made the pictures. Returns the files."""
-    lines, key = table_lines(), results_key()
-    rows, skins = means(lines), csim_by_skin(lines)
-    files = [write_text("table.md", tables(key, lines)), write_text("table.json", as_text(to_json(key, rows + skins)))]
-    return [*files, *write_grid(lines)]
-
-
-def tables(key: str, lines: Sequence[Mapping[str, Any]]) -> str:
+    lines, key = table_lines(read_lines(lines_file())), results_key()
+    rows, ahead, skins = means(lines), differences(lines), csim_by_skin(lines)
     pairs = len({line["pair"] for line in lines})
-    return "\n\n".join(
+    text = "\n\n".join(
         (
             f"# {pairs} pairs of one person and one style, key {key}",
             "Mean and 95 % interval by bootstrap over pairs.",
-            to_markdown(means(lines), list(METRICS)),
+            to_markdown(rows, list(METRICS)),
             "MagiCapture minus the others, pair by pair:",
-            to_markdown(differences(lines), list(METRICS)),
+            to_markdown(ahead, list(METRICS)),
             "CSIM by skin tone, the pairs in three parts:",
-            to_markdown(csim_by_skin(lines), [f"csim_{tone}" for tone in SKIN_TONES]) + "\n",
+            to_markdown(skins, [f"csim_{tone}" for tone in SKIN_TONES]) + "\n",
         )
     )
+    data = as_text(to_json(key, rows + skins, ahead))
+    return [write_text("table.md", text), write_text("table.json", data), *write_grid(lines)]
 
 
 def as_text(data: Mapping[str, Any]) -> str:
@@ -56,7 +53,7 @@ def write_text(name: str, text: str) -> Path:
 
 def write_grid(lines: Sequence[Mapping[str, Any]]) -> list[Path]:
     """A row for each of the first pairs: person, style, what every method made, the truth."""
-    runs = {(line["method"], line["pair"]): address(line) for line in lines if line["seed"] == 0}
+    runs = {(line["method"], line["pair"]): Run.of(line) for line in lines if line["seed"] == 0}
     pairs = range(GRID_PAIRS)
     methods = [name for name in METHODS if all((name, pair) in runs for pair in pairs)]
     if not methods or not all(runs[name, pair].picture.exists() for name in methods for pair in pairs):
@@ -64,16 +61,11 @@ def write_grid(lines: Sequence[Mapping[str, Any]]) -> list[Path]:
     cells, labels = [], ["person", "style", *(METHODS[name].title for name in methods), "truth"]
     for pair in pairs:
         run = runs[methods[0], pair]
-        truth = world.truth(run.split, pair, pair, GRID_PAIRS)
-        cells += [drawn(photos(run, "subject")), drawn(photos(run, "style"))]
+        cells += [drawn(photos(run, side).trained) for side in ("subject", "style")]
         cells += [load_photo(runs[name, pair].picture) for name in methods]
-        cells += [drawn(truth)]
+        cells += [drawn(true_pictures(run).unseen)]
     enlarged = [cell.repeat_interleave(ENLARGE, 1).repeat_interleave(ENLARGE, 2) for cell in cells]
     return [save_image(contact_sheet(enlarged, len(labels), labels * len(pairs)), RESULTS / "grid.png")]
-
-
-def address(line: Mapping[str, Any]) -> Run:
-    return Run(**{name: line[name] for name in Run.__dataclass_fields__})
 
 
 def drawn(pictures: Sequence[world.Picture]) -> Tensor:

@@ -8,60 +8,69 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from magicapture_core import backbone as backbones
 from magicapture_core import recipe
-from magicapture_core.backbone import TINY_WEIGHTS, Backbone
+from magicapture_core.artifact import Artifact
+from magicapture_core.backbone import TINY_FOLDER, Backbone
 from magicapture_core.dataset import encode
-from magicapture_core.files import write_atomic
 from magicapture_core.heatmaps import AttentionRecord
 from magicapture_core.images import save_image
 from magicapture_core.sampler import generate
-from magicapture_core.trainer import train
-from magicapture_core.types import Face, Portraits
+from magicapture_core.trainer import open_run, train
+from magicapture_core.types import Face, MagiCaptureError, Portraits, Side
 
 from . import world
 from .measure import EDITS, Judges, leakage, likeness, obeyed, read, style_likeness
-from .methods import COMPOSED, METHODS, Method
-from .nets import WEIGHTS, check_world, load_net
+from .methods import COMPOSED, METHODS
+from .nets import WEIGHTS, load_net, load_tiny
 from .pictures import CACHE, to_arrays
 from .world import Picture, Split
 
 RESULTS = Path(__file__).parent / "results"
-CORE = Path(backbones.__file__).parent
+CORE = TINY_FOLDER.parent
 PHOTOS, MADE, EDITED, STRIP = 5, 16, 8, 2  # of each side; pictures measured; of each edit; kept to look at
 SAMPLING: dict[str, Any] = {"num_steps": 20, "guidance": 4.0}
 SIZE = 64
-# What a run's figures depend on: the world, the weights, and the stages of the line that train and sample.
-SOURCES = (
-    *(CORE / f"{name}.py" for name in (
-        "attention", "backbone", "config", "dataset", "diffusion", "faces", "heatmaps", "identity", "lora", "losses",
-        "objective", "prompts", "restore", "sampler", "tokens", "trainer",
-    )),
-    *(Path(__file__).with_name(f"{name}.py") for name in ("labels", "measure", "methods", "runs", "views", "world")),
+# What a run's figures depend on: the stages of the core that train and sample, the world, the measures, all weights.
+CORE_STAGES = (
+    "attention", "backbone", "config", "dataset", "diffusion", "face_nets", "faces", "heatmaps", "identity", "kohya",
+    "lora", "losses", "objective", "prompts", "restore", "sampler", "tflite", "tokens", "trainer", "vocabulary",
 )  # fmt: skip
+ONLY_TELL = ("__main__", "bars", "check", "demo", "report", "samples", "sheet", "table", "tune")
+
+
+def sources() -> list[Path]:
+    bench = [path for path in Path(__file__).parent.glob("*.py") if path.stem not in ONLY_TELL]
+    tiny = [path for part in ("vae", "unet", "text_encoder", "tokenizer") for path in (TINY_FOLDER / part).iterdir()]
+    core = [CORE / f"{stage}.py" for stage in CORE_STAGES]
+    return [*core, *sorted((*bench, *tiny, *WEIGHTS.glob("*.safetensors")))]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Its address. Identity and style of a pair have the same number."""
+    """Its address. Identity and style of a pair have the same number. learning_rate_factor: beside the method's own."""
 
     method: str
     pair: int
     seed: int
     split: Split = "test"
     learning_rate_factor: float = 1.0
+
+    @classmethod
+    def of(cls, line: Mapping[str, Any]) -> Run:
+        return cls(**{name: line[name] for name in cls.__dataclass_fields__})
 
     @property
     def picture(self) -> Path:
@@ -81,9 +90,7 @@ class Bench:
     @classmethod
     def load(cls) -> Bench:
         """Raises MagiCaptureError when weights are missing or belong to another version of the world."""
-        for path in TINY_WEIGHTS.values():
-            check_world(path)
-        return cls(backbone=backbones.tiny(), recogniser=load_net("training_recogniser"), judges=Judges.load())
+        return cls(backbone=load_tiny(), recogniser=load_net("training_recogniser"), judges=Judges.load())
 
 
 @cache
@@ -94,27 +101,29 @@ def the_bench() -> Bench:
 
 @cache
 def results_key() -> str:
-    """A hash of the sources and weights that figures depend on, as they were when this process first asked."""
-    digest = hashlib.sha256(str(world.WORLD_VERSION).encode())
-    for path in (*SOURCES, *sorted(WEIGHTS.glob("*.safetensors")), *TINY_WEIGHTS.values()):
+    """A hash of all that figures depend on, as it was when this process first asked."""
+    digest = hashlib.sha256()
+    for path in sources():
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
 def measure_run(run: Run) -> dict[str, Any]:
-    """Trains, measures, keeps a strip of the pictures. Returns the line: the run's address, the figures."""
-    bench, method, figures = the_bench(), METHODS[run.method], {}
-    person, look = (photos(run, side) for side in ("subject", "style"))
-    truth = world.truth(run.split, run.pair, run.pair, MADE)
-    artifact = train_method(bench, run, method, person, truth[:PHOTOS] if method.photos == "truth" else look)
+    """Trains, measures against pictures that no training saw, keeps a strip of what was made.
+
+    Returns the line: the run's address and its figures, None where one could not be measured.
+    """
+    bench, figures = the_bench(), {}
+    truth = true_pictures(run)
+    artifact = train_method(bench, run, truth.trained)
     words = ["<subject>", "<style>"]
     record = AttentionRecord(words)
     options = {**SAMPLING, "seed": 1000 * run.seed, "num_images": MADE}
     made = generate(bench.backbone, artifact, COMPOSED, record=record, **options)
     save_image(strip(made), run.picture)
-    seen, of_person, of_style, of_truth = (
-        read(bench.judges, images) for images in (made, *(to_arrays(side).tensor() for side in (person, look, truth)))
-    )
+    references = [photos(run, side).unseen for side in ("subject", "style")] + [truth.unseen]
+    seen = read(bench.judges, made)
+    of_person, of_style, of_truth = (read(bench.judges, to_arrays(pictures).tensor()) for pictures in references)
     who, how = world.identity(run.split, run.pair), world.style(run.split, run.pair)
     figures |= likeness(seen, of_person, who, of_truth)
     figures |= style_likeness(seen, of_style, how, who)
@@ -122,7 +131,11 @@ def measure_run(run: Run) -> dict[str, Any]:
     for edit, (text, _) in EDITS.items():
         edited = generate(bench.backbone, artifact, COMPOSED + text, **{**options, "num_images": EDITED})
         figures[edit] = obeyed(edit, read(bench.judges, edited))
-    return {**vars(run), "figures": {name: round(value, 5) for name, value in figures.items()}}
+    return {**vars(run), "figures": {name: to_json(value) for name, value in figures.items()}}
+
+
+def to_json(figure: float) -> float | None:
+    return None if math.isnan(figure) else round(figure, 5)
 
 
 def strip(images: Tensor) -> Tensor:
@@ -130,21 +143,39 @@ def strip(images: Tensor) -> Tensor:
     return torch.cat(list(images[:STRIP]), -1)
 
 
-def photos(run: Run, side: str) -> list[Picture]:
+class Pair(NamedTuple):
+    """Pictures of one kind: those that a method trains on, and others to measure against."""
+
+    trained: list[Picture]
+    unseen: list[Picture]
+
+
+def photos(run: Run, side: Side) -> Pair:
     draw = world.subject_photos if side == "subject" else world.style_photos
-    return draw(run.split, run.pair, PHOTOS, SIZE, SIZE)
+    return apart(draw(run.split, run.pair, PHOTOS + MADE, SIZE, SIZE))
 
 
-def train_method(bench: Bench, run: Run, method: Method, person: Sequence[Picture], look: Sequence[Picture]) -> Any:
-    """The artifact after the method's whole training; of the untouched model, after none of it."""
+def true_pictures(run: Run) -> Pair:
+    return apart(world.truth(run.split, run.pair, run.pair, PHOTOS + MADE))
+
+
+def apart(pictures: list[Picture]) -> Pair:
+    return Pair(pictures[:PHOTOS], pictures[PHOTOS:])
+
+
+def train_method(bench: Bench, run: Run, truth: list[Picture]) -> Artifact:
+    """The artifact after the method's whole training; of the untouched model, before any."""
+    method = METHODS[run.method]
     config = method.config(run.seed, run.learning_rate_factor)
-    encoded = encode(bench.backbone, portraits(person), portraits(look), config, bench.recogniser)
-    artifact = None
-    for step in train(bench.backbone, method.dataset(encoded), config):
-        if step.step == step.num_steps or method.photos == "nothing":
-            artifact = recipe.to_artifact(step, bench.backbone.architecture, config, run.method)
-            break
-    return artifact
+    person = photos(run, "subject").trained
+    look = truth if method.photos == "truth" else photos(run, "style").trained
+    dataset = method.dataset(encode(bench.backbone, portraits(person), portraits(look), config, bench.recogniser))
+    if method.photos == "nothing":
+        with open_run(bench.backbone, dataset, config) as begun:
+            return recipe.to_artifact(begun, run.method)
+    with closing(train(bench.backbone, dataset, config)) as steps:
+        *_, last = (recipe.to_artifact(step.run, run.method) for step in steps if step.step == step.num_steps)
+    return last
 
 
 def portraits(pictures: Sequence[Picture]) -> Portraits:
@@ -162,37 +193,50 @@ def lines_file() -> Path:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Finished runs."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    """Finished runs; a line that was cut off is none."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        with suppress(ValueError):
+            lines.append(json.loads(line))
+    return lines
 
 
-def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    write_atomic(path, lambda file: file.write_text(text, encoding="utf-8"))
+def add_line(path: Path, line: Mapping[str, Any]) -> None:
+    """In one write at the file's end, so that several processes may add theirs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab", buffering=0) as file:
+        file.write((json.dumps(line) + "\n").encode())
 
 
 def run_all(runs: Sequence[Run], workers: int = 1) -> Iterator[dict[str, Any]]:
-    """Each run's line: those that are kept first, then the others as they are measured, in several processes."""
+    """Each run's line: those that are kept first, then the others as they are measured.
+
+    Raises MagiCaptureError at once when weights are missing; for a run that failed, after all others are done.
+    """
+    the_bench()
     path = lines_file()
-    kept = {address(line): line for line in read_lines(path)}
-    missing = [run for run in runs if tuple(vars(run).values()) not in kept]
-    yield from (kept[key] for run in runs if (key := tuple(vars(run).values())) in kept)
-    with mapper(workers) as spread:
-        for line in spread(measure_run, missing):
-            kept[address(line)] = line
-            write_lines(path, kept.values())
-            yield line
+    kept = {Run.of(line): line for line in read_lines(path)}
+    yield from (kept[run] for run in runs if run in kept)
+    failed: list[tuple[Run, MagiCaptureError]] = []
+    for run, measured in measuring([run for run in runs if run not in kept], workers):
+        try:
+            line = measured()
+        except MagiCaptureError as error:
+            failed.append((run, error))
+            continue
+        add_line(path, line)
+        yield line
+    if failed:
+        run, error = failed[0]
+        raise MagiCaptureError(f"{len(failed)} of {len(runs)} runs failed, the first is {run}: {error}") from error
 
 
-@contextmanager
-def mapper(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
-    """`map`, here or by several processes of one thread each, which two cores do faster than two threads."""
+def measuring(runs: Sequence[Run], workers: int) -> Iterator[tuple[Run, Callable[[], dict[str, Any]]]]:
+    """Every run with what gives its line: here, one after the other, or in order of completion from several processes
+    of one thread each, which two cores do faster than one process of two threads."""
     if workers == 1:
-        yield map
-    else:
-        with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-            yield pool.map
-
-
-def address(line: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(line[name] for name in Run.__dataclass_fields__)
+        yield from ((run, partial(measure_run, run)) for run in runs)
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        futures = {pool.submit(measure_run, run): run for run in runs}
+        yield from ((futures[future], future.result) for future in as_completed(futures))

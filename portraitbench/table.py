@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -41,7 +40,7 @@ def by_pair(lines: Iterable[Mapping[str, Any]], metric: str) -> dict[str, dict[i
     """method -> pair -> the mean over its seeds. Figures that could not be measured (no face) are left out."""
     found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for line in lines:
-        if not math.isnan(value := line["figures"][metric]):
+        if (value := line["figures"][metric]) is not None:
             found[line["method"]][line["pair"]].append(value)
     return {method: {pair: float(np.mean(v)) for pair, v in pairs.items()} for method, pairs in found.items()}
 
@@ -100,8 +99,9 @@ def row(method: str, metric: str, values: Sequence[float]) -> Row:
     return Row(method=method, metric=metric, mean=mean, lo=low, hi=high, n=len(values))
 
 
-def to_json(key: str, rows: Sequence[Row]) -> dict[str, Any]:
-    return {"format": 1, "key": key, "rows": [asdict(row) for row in rows]}
+def to_json(key: str, rows: Sequence[Row], ahead: Sequence[Row]) -> dict[str, Any]:
+    """ahead: the paired differences."""
+    return {"format": 1, "key": key, "rows": [asdict(row) for row in rows], "ahead": [asdict(row) for row in ahead]}
 
 
 def to_markdown(rows: Sequence[Row], metrics: Sequence[str]) -> str:

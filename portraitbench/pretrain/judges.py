@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from magicapture_core import backbone as backbones
+from magicapture_core.backbone import TINY_WEIGHTS
 from magicapture_core.faces import transform
 
 from .. import world
@@ -24,8 +26,10 @@ from . import stage
 from .people import rebuild
 from .recognisers import jitter
 
-STYLE = stage.Stage(name="style_judge", num_steps=2_500, learning_rate=2e-3, average=0.997)
-FACE = stage.Stage(name="face_judge", num_steps=2_500, learning_rate=2e-3, average=0.997)
+STYLE = stage.Stage(
+    name="style_judge", num_steps=2_500, learning_rate=2e-3, average=0.997, learns_from=(TINY_WEIGHTS["vae"],)
+)
+FACE = replace(STYLE, name="face_judge")
 COUNTS = dict(zip(CANVASES, (16_000, 4_000, 4_000, 4_000), strict=True))
 BATCH = 64
 TRAIT_WEIGHT = 20.0  # of the identity parameters' squared error beside the attributes' cross-entropy

@@ -6,6 +6,7 @@ The one inside the identity loss learns from pairs (supervised contrast), the ju
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from magicapture_core import backbone as backbones
+from magicapture_core.backbone import TINY_WEIGHTS
 
 from ..nets import JudgingRecogniser, TrainingRecogniser, save_net
 from ..pictures import to_tensor
@@ -26,8 +28,10 @@ PEOPLE, PER_PERSON = 48, 2  # of a batch
 TEMPERATURE = 0.1
 MARGIN, SCALE = 0.3, 20.0  # ArcFace
 JITTER = 0.02  # of the landmarks, as a share of the distance between eyes and mouth
-TRAINING = stage.Stage(name="training_recogniser", num_steps=2_500, learning_rate=2e-3, average=0.997)
-JUDGING = stage.Stage(name="judging_recogniser", num_steps=6_000, learning_rate=2e-3, average=0.997, seed=1)
+TRAINING = stage.Stage(
+    name="training_recogniser", num_steps=2_500, learning_rate=2e-3, average=0.997, learns_from=(TINY_WEIGHTS["vae"],)
+)
+JUDGING = replace(TRAINING, name="judging_recogniser", num_steps=6_000, seed=1)
 
 
 def draw(people: People, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -54,7 +58,7 @@ def jitter(landmarks: np.ndarray, generator: np.random.Generator) -> Tensor:
 def contrast(embeddings: Tensor) -> Tensor:
     """Supervised contrast of neighbours: of all other faces, the same person's is the likeliest partner."""
     scores = (embeddings @ embeddings.T / TEMPERATURE).fill_diagonal_(-torch.inf)
-    partner = torch.arange(len(embeddings)) ^ 1
+    partner = torch.arange(len(embeddings), device=embeddings.device) ^ 1
     return F.cross_entropy(scores, partner)
 
 

@@ -6,6 +6,7 @@ A batch depends on (stage, step) alone, so an interrupted stage goes on as if it
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import time
@@ -38,7 +39,8 @@ Score = Callable[[Any], dict[str, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """What to train for how long. The learning rate warms up, then falls to zero along a cosine."""
+    """What to train for how long, on what earlier stages wrote. The learning rate warms up, then falls to zero along a
+    cosine. A state belongs to one recipe: with other numbers, or after other weights, the stage begins anew."""
 
     name: str
     num_steps: int
@@ -47,6 +49,7 @@ class Stage:
     weight_decay: float = 0.01
     average: float = 0.999  # of the weights, per step
     seed: int = 0
+    learns_from: tuple[Path, ...] = ()
 
     def learning_rate_at(self, step: int) -> float:
         warmup = min(1.0, (step + 1) / self.warmup_steps)
@@ -57,7 +60,11 @@ class Stage:
 
     @property
     def state_file(self) -> Path:
-        return CACHE / f"world-{WORLD_VERSION}" / "states" / f"{self.name}.safetensors"
+        numbers = {name: value for name, value in vars(self).items() if name != "learns_from"}
+        digest = hashlib.sha256(json.dumps(numbers).encode())
+        for path in self.learns_from:
+            digest.update(path.read_bytes())
+        return CACHE / f"world-{WORLD_VERSION}" / "states" / f"{self.name}-{digest.hexdigest()[:8]}.safetensors"
 
 
 def run(stage: Stage, model: Model, draw: Draw, loss: Loss, score: Score) -> Model:

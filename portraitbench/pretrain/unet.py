@@ -23,7 +23,13 @@ from . import stage
 from .fresh import make_unet
 from .latents import Latents, load_latents
 
-STAGE = stage.Stage(name="unet", num_steps=5_500, learning_rate=1e-3, average=0.999)
+STAGE = stage.Stage(
+    name="unet",
+    num_steps=20_000,
+    learning_rate=1e-3,
+    average=0.999,
+    learns_from=(TINY_WEIGHTS["vae"], TINY_WEIGHTS["text_encoder"]),
+)
 COUNTS = dict(zip(CANVASES, (48_000, 8_000, 8_000, 8_000), strict=True))  # pictures of each canvas
 BATCH = 32  # on the smallest canvas; on larger ones as many as cost the same
 EMPTY_SHARE = 0.1  # of the captions, for guidance
@@ -85,7 +91,7 @@ class Denoiser(nn.Module):
     most.
 
     In bfloat16 with attention spelled out a step takes 0.5 s of one core, in float32 0.8 s; the fused attention's
-    backward pass is slower in bfloat16 than in float32 there.
+    backward pass is slower in bfloat16 than in float32 there. Compiled, two cores take 0.25 s instead of 0.38 s.
     """
 
     def __init__(self) -> None:
@@ -123,5 +129,7 @@ def pretrain() -> None:
         return {"held_out": float(torch.stack([model(*batch) for batch in seen]).mean())}
 
     torch.manual_seed(STAGE.seed)
-    trained = stage.run(STAGE, Denoiser(), captions.draw, Denoiser.__call__, score)
+    model = Denoiser()
+    model.unet.compile(dynamic=False)  # once for each canvas, a minute or so; needs a C++ compiler
+    trained = stage.run(STAGE, model, captions.draw, Denoiser.__call__, score)
     save_weights(trained.unet, TINY_WEIGHTS["unet"])

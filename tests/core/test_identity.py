@@ -57,6 +57,12 @@ def test_the_subjects_own_photos_may_be_asked_too(dataset):
     assert dataset.draw(config, step_items(config, "tuning", 0)).identity_items == [0]
 
 
+def test_phase_1_has_no_identity_term(dataset):
+    """Eq. 9, which source items would otherwise get when they are asked too."""
+    config = small_config(loss={"identity_max_timestep": 1000, "identity_tasks": ["source"]})
+    assert dataset.draw(config, step_items(config, "inversion", 0)).identity_items == []
+
+
 def test_the_landmarks_mirror_with_the_latents(dataset):
     batch = dataset.draw(small_config(loss={"identity_max_timestep": 1000}), composed(10))
     for landmarks, face in zip(batch.landmarks, batch.face_masks, strict=True):

@@ -26,7 +26,7 @@ def test_the_true_pictures_teach_the_style_and_every_figure_is_there(folders):
 
 
 def test_the_demo_shows_the_truth_beside_what_was_learned(tmp_path, monkeypatch):
-    monkeypatch.setattr(methods, "PASSES", 12)
+    monkeypatch.setattr(methods, "PASSES", 64)
 
     made = demo.run(tmp_path, lambda total, text: tqdm(total=total, desc=text, disable=True))
     page = (tmp_path / "report.html").read_text()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from magicapture_core.backbone import tiny
 from magicapture_core.dataset import encode, step_items
+from magicapture_core.types import MagiCaptureError
 from portraitbench import runs
 from portraitbench.measure import energy_distance
 from portraitbench.methods import METHODS, PASSES, Unmasked, merge
@@ -27,6 +30,8 @@ def test_the_learning_rate_factor_reaches_every_rate():
     assert two.tuning.lora_learning_rate == 2 * one.tuning.lora_learning_rate
     assert two.inversion.token_learning_rate == 2 * one.inversion.token_learning_rate
     assert two.tuning.token_learning_rate == 0
+    own = replace(METHODS["dreambooth"], learning_rate=2 * METHODS["dreambooth"].learning_rate).config(0)
+    assert own.tuning.lora_learning_rate == two.tuning.lora_learning_rate
 
 
 def test_without_masks_every_pixel_counts_and_nothing_else_changes():
@@ -70,9 +75,52 @@ def test_finished_runs_are_kept_and_not_done_again(tmp_path, monkeypatch):
     assert done == [0, 1, 2]
 
 
+def test_a_run_that_fails_is_told_after_the_others_are_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "RESULTS", tmp_path)
+
+    def measure(run):
+        if run.pair == 0:
+            raise MagiCaptureError("the loss is not a number")
+        return {**vars(run), "figures": {}}
+
+    monkeypatch.setattr(runs, "measure_run", measure)
+    asked = [runs.Run(method="dreambooth", pair=pair, seed=0) for pair in range(3)]
+    with pytest.raises(MagiCaptureError, match=r"1 of 3 runs failed.*pair=0.*not a number"):
+        list(runs.run_all(asked))
+    assert [line["pair"] for line in runs.read_lines(runs.lines_file())] == [1, 2]
+
+
+def test_two_writers_lose_nothing_and_a_torn_line_is_none(tmp_path):
+    file = tmp_path / "folder" / "runs.jsonl"
+    runs.add_line(file, {"a": 1})
+    kept_by_another = runs.read_lines(file)
+    runs.add_line(file, {"b": 2})
+    assert kept_by_another == [{"a": 1}]
+    with file.open("a") as end:
+        end.write('{"c": ')
+    assert runs.read_lines(file) == [{"a": 1}, {"b": 2}]
+
+
+def test_what_could_not_be_measured_is_null():
+    assert runs.to_json(float("nan")) is None
+    assert runs.to_json(0.123456789) == 0.12346
+
+
+def test_references_are_pictures_that_no_training_saw():
+    run = runs.Run(method="truth", pair=0, seed=0, split="tuning")
+    for pictures in (runs.photos(run, "subject"), runs.photos(run, "style"), runs.true_pictures(run)):
+        assert (len(pictures.trained), len(pictures.unseen)) == (runs.PHOTOS, runs.MADE)
+        images = [picture.image.tobytes() for picture in (*pictures.trained, *pictures.unseen)]
+        assert len(set(images)) == len(images)
+
+
 def test_a_changed_source_is_another_table(monkeypatch, tmp_path):
     before = runs.results_key.__wrapped__()
+    names = {path.name for path in runs.sources()}
+    assert {"trainer.py", "face.py", "world.py", "methods.py", "vocab.json", "judging_recogniser.safetensors"} <= names
+    assert not {"report.py", "table.py", "demo.py"} & names
     changed = tmp_path / "trainer.py"
     changed.write_text("# something else")
-    monkeypatch.setattr(runs, "SOURCES", (*runs.SOURCES[1:], changed))
+    sources = runs.sources()
+    monkeypatch.setattr(runs, "sources", lambda: [*sources[1:], changed])
     assert runs.results_key.__wrapped__() != before

@@ -65,6 +65,16 @@ def test_a_stopped_stage_goes_on_bit_for_bit(folder, stop_at):
     assert same(weights(fit()), whole)
 
 
+def test_a_state_belongs_to_one_recipe_and_to_the_weights_it_learned_from(folder):
+    upstream = folder / "vae"
+    upstream.write_bytes(b"one")
+    first = replace(STAGE, learns_from=(upstream,))
+    files = {STAGE.state_file, replace(STAGE, num_steps=13).state_file, first.state_file}
+    upstream.write_bytes(b"another")
+    assert len(files | {first.state_file}) == 4
+    assert STAGE.state_file == replace(STAGE).state_file
+
+
 def test_the_log_has_a_line_every_few_steps(folder):
     fit()
     lines = [json.loads(line) for line in (folder / "line.jsonl").read_text().splitlines()]

@@ -20,32 +20,28 @@ def folders(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "RESULTS", tmp_path)
     monkeypatch.setattr(runs, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(report, "RESULTS", tmp_path)
-    monkeypatch.setattr(tune, "CHOSEN", tmp_path / "learning_rates.json")
 
 
 def line(run: runs.Run, csim: float = 0.5, style: float = 0.5) -> dict[str, Any]:
     return {**vars(run), "figures": dict.fromkeys(table.METRICS, 0.5) | {"csim": csim, "style": style}}
 
 
-def test_the_best_sum_is_chosen_and_ablations_follow_the_whole_method():
+def test_the_best_sum_wins_and_the_grid_never_touches_the_tables_people():
     best = {"truth": 0.5, "textual_inversion": 2.0, "dreambooth": 0.5, "custom_diffusion": 1.0, "magicapture": 2.0}
     lines = [line(run, style=0.6 if run.learning_rate_factor == best[run.method] else 0.4) for run in tune.grid(2)]
-    tune.save_choice(tune.scores(lines))
-    assert {method: tune.chosen_factor(method) for method in best} == best
-    assert tune.chosen_factor("without_ar") == 2.0
+    found = tune.best(tune.scores(lines))
+    assert found == {method: factor * METHODS[method].learning_rate for method, factor in best.items()}
     assert {run.split for run in tune.grid(2)} == {"tuning"}
     assert {run.split for run in tune.table_runs(list(METHODS), 2, 1)} == {"test"}
 
 
-def test_a_table_holds_test_pairs_at_the_chosen_rates_alone():
-    tune.save_choice({"dreambooth": {0.5: 1.0, 1.0: 0.9}})
-    wanted = runs.Run(method="dreambooth", pair=0, seed=0, learning_rate_factor=0.5)
+def test_a_table_holds_test_pairs_at_each_methods_own_rate_alone():
+    wanted = runs.Run(method="dreambooth", pair=0, seed=0)
     others = [
-        runs.Run(method="dreambooth", pair=0, seed=0, learning_rate_factor=1.0),
-        runs.Run(method="dreambooth", pair=0, seed=0, learning_rate_factor=0.5, split="tuning"),
+        runs.Run(method="dreambooth", pair=0, seed=0, learning_rate_factor=0.5),
+        runs.Run(method="dreambooth", pair=0, seed=0, split="tuning"),
     ]
-    runs.write_lines(runs.lines_file(), [line(run) for run in (*others, wanted)])
-    assert tune.table_lines() == [line(wanted)]
+    assert tune.table_lines([line(run) for run in (*others, wanted)]) == [line(wanted)]
 
 
 def test_skin_tones_are_three_parts_from_light_to_dark():
@@ -60,9 +56,13 @@ def test_skin_tones_are_three_parts_from_light_to_dark():
 
 def test_the_report_writes_tables_and_a_grid_of_what_this_machine_made(tmp_path):
     done = tune.table_runs(["dreambooth", "magicapture"], report.GRID_PAIRS, 1)
-    runs.write_lines(runs.lines_file(), [line(run) for run in done])
+    for run in done:
+        runs.add_line(runs.lines_file(), line(run))
     assert [file.name for file in report.write_report()] == ["table.md", "table.json"]
-    assert json.loads((tmp_path / "table.json").read_text())["key"] == runs.results_key()
+    data = json.loads((tmp_path / "table.json").read_text())
+    assert data["key"] == runs.results_key()
+    assert {row["method"] for row in data["rows"]} == {"dreambooth", "magicapture"}
+    assert {row["method"] for row in data["ahead"]} == {"dreambooth"}
     for run in done:
         save_image(torch.full((3, 64, 64 * runs.STRIP), 0.25), run.picture)
     *_, grid = report.write_report()

@@ -11,13 +11,13 @@ from portraitbench.bars import Bar, bars
 from portraitbench.table import METRICS, by_pair, differences, interval, means, to_json, to_markdown
 
 
-def line(method: str, pair: int, csim: float, seed: int = 0) -> dict[str, Any]:
+def line(method: str, pair: int, csim: float | None, seed: int = 0) -> dict[str, Any]:
     figures = dict.fromkeys(METRICS, 0.5) | {"csim": csim}
     return {"method": method, "pair": pair, "seed": seed, "figures": figures}
 
 
-def test_seeds_are_averaged_within_a_pair_and_nan_is_left_out():
-    lines = [line("dreambooth", 0, 0.2), line("dreambooth", 0, 0.4, seed=1), line("dreambooth", 1, float("nan"))]
+def test_seeds_are_averaged_within_a_pair_and_what_was_not_measured_is_left_out():
+    lines = [line("dreambooth", 0, 0.2), line("dreambooth", 0, 0.4, seed=1), line("dreambooth", 1, None)]
     assert by_pair(lines, "csim") == {"dreambooth": {0: pytest.approx(0.3)}}
 
 
@@ -47,25 +47,39 @@ def test_the_tables_say_what_they_hold():
         "| DreamBooth (LoRA) | 0.250 [0.250, 0.250] |",
         "| MagiCapture | 0.600 [0.600, 0.600] |",
     ]
-    data = to_json("abc", means(lines))
+    data = to_json("abc", means(lines), differences(lines))
     assert (data["format"], data["key"]) == (1, "abc")
+    assert data["ahead"][0]["mean"] == pytest.approx(0.35)
     assert set(data["rows"][0]) == {"method", "metric", "mean", "lo", "hi", "n"}
 
 
 def test_bars_hold_miss_and_tell_what_was_not_measured():
-    lines = [line("magicapture", pair, 0.6) for pair in range(4)]
-    lines += [line("dreambooth", pair, 0.7) for pair in range(4)]
-    lines += [line("textual_inversion", pair, 0.3) for pair in range(4)]
-    lines += [line("without_cp", pair, 0.56) for pair in range(4)]
+    lines = [line("magicapture", pair, 0.6) for pair in range(16)]
+    lines += [line("dreambooth", pair, 0.7) for pair in range(16)]
+    lines += [line("textual_inversion", pair, 0.3) for pair in range(16)]
+    lines += [line("custom_diffusion", pair, 0.3) for pair in range(15)]  # one pair is missing
+    lines += [line("without_cp", pair, 0.56) for pair in range(16)]
     found = {bar.name.removesuffix(", lower end of 95 %"): bar for bar in bars(lines)}
     assert found["CSIM ahead of textual_inversion"].holds
     assert not found["CSIM ahead of dreambooth"].holds
-    assert not Bar(name="a tie is not ahead", figure=0.0, least=0.0, is_above=True).holds
+    assert not Bar(name="a tie is not ahead", figure=0.0, least=0.0, exceeds=True).holds
     assert found["CSIM ahead of custom_diffusion"].figure is None
     assert not found["CSIM ahead of custom_diffusion"].holds
     assert found["Style against the best rival"].holds
     assert found["CSIM that composed prompts add"].figure == pytest.approx(0.04)
     assert not found["CSIM that composed prompts add"].holds
+    assert Bar(name="only told", figure=0.0).holds
+
+
+def test_leakage_is_compared_where_both_found_a_face():
+    """0.3 against 0.6 in fifteen pairs; where one found no face the other's 0.9 does not count."""
+    lines = [line(method, pair, 0.5) for method in ("magicapture", "without_ar") for pair in range(17)]
+    for one in lines:
+        ours = one["method"] == "magicapture"
+        one["figures"]["subject_leakage"] = (None if ours else 0.9) if one["pair"] == 0 else 0.3 if ours else 0.6
+    [found] = [bar for bar in bars(lines) if "leakage" in bar.name]
+    assert found.figure == pytest.approx(0.5)
+    assert found.holds
 
 
 def test_missing_weights_are_one_line_and_exit_2(monkeypatch, capsys, tmp_path):
