@@ -14,10 +14,18 @@ import torch
 from magicapture_core.config import PRESETS, TrainConfig, parse_config
 from magicapture_core.dataset import Batch, Dataset, ItemKey, step_items
 
-PASSES = 1536  # of the UNet, items one by one, for every method
 COMPOSED = "a photo of a {subject} person in the {style} style"
 OURS = "magicapture"
 BASE = PRESETS["tiny"]
+PHASES = ("inversion", "tuning")
+
+
+def passes(config: TrainConfig, phase: str) -> int:
+    """Of the UNet in a phase, item by item."""
+    return len(step_items(config, phase, 0)) * getattr(config, phase).num_steps
+
+
+PASSES = sum(passes(parse_config(BASE), phase) for phase in PHASES)  # of every method
 
 
 class Unmasked(Dataset):
@@ -46,14 +54,13 @@ class Method:
     def config(self, seed: int, learning_rate_factor: float = 1.0) -> TrainConfig:
         """Both phases together make PASSES passes; the method's learning rates are multiplied by the factor."""
         values = merge(BASE, {**self.changes, "seed": seed})
-        for phase in ("inversion", "tuning"):
+        for phase in PHASES:
             for name, value in values[phase].items():
                 if name.endswith("learning_rate"):
                     values[phase][name] = value * self.learning_rate * learning_rate_factor
-        shares = {"inversion": self.inversion_share, "tuning": 1 - self.inversion_share}
-        config = parse_config(values)
-        items = {phase: len(step_items(config, phase, 0)) for phase in shares}
-        steps = {phase: {"num_steps": round(PASSES * share) // items[phase]} for phase, share in shares.items()}
+        one = parse_config(merge(values, dict.fromkeys(PHASES, {"num_steps": 1})))
+        shares = zip(PHASES, (self.inversion_share, 1 - self.inversion_share), strict=True)
+        steps = {phase: {"num_steps": round(PASSES * share) // passes(one, phase)} for phase, share in shares}
         return parse_config(merge(values, steps))
 
     def dataset(self, encoded: Dataset) -> Dataset:
