@@ -201,10 +201,17 @@ PRESETS: dict[Preset, dict[str, Any]] = {
     "tiny": {
         "resolution": 64,
         "flip": False,  # its people have moles on one cheek
-        "loss": {"attention_downscale": 2},
-        "inversion": {"num_steps": 40, "token_learning_rate": 5e-3},
-        "tuning": {"num_steps": 80, "token_learning_rate": 5e-4, "lora_learning_rate": 1e-3},
-        "lora": {"lora_rank": 8, "lora_alpha": 8.0},
+        "accumulate": 8,
+        "batch_size": 12,
+        "lora": {"lora_rank": 16, "lora_alpha": 16.0, "targets": "attention+ff"},
+        "loss": {
+            "attention_downscale": 1,
+            "attention_weight": 0.03,
+            "identity_weight": 0.1,
+            "identity_max_timestep": 400,
+        },
+        "inversion": {"num_steps": 48, "token_learning_rate": 2e-3},
+        "tuning": {"num_steps": 96, "token_learning_rate": 5e-4, "lora_learning_rate": 1e-3},
     },
 }
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 SAMPLES = Path(__file__).parent / "tiny" / "samples"
 NAME = "demo"
-SAMPLING: dict[str, Any] = {"num_images": 8, "num_steps": 20, "guidance": 4.0, "seed": 7}
+SAMPLING: dict[str, Any] = {"num_images": 8, "num_steps": 20, "guidance": 2.5, "seed": 7}
 LOOK = 256  # side of the pictures that are only looked at
 NOTE = (
     "The embedded model is tiny and knows drawn portraits alone. Every stage is the real one; with --checkpoint the "

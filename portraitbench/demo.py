@@ -22,7 +22,7 @@ from magicapture_core.masks import MaskOptions, overlay, prepare_portraits, requ
 from magicapture_core.types import Portraits
 
 from . import world
-from .measure import Reading, leakage, likeness, read, style_likeness
+from .measure import Reading, finest_maps, leakage, likeness, read, style_likeness
 from .methods import METHODS, OURS
 from .pictures import to_arrays
 from .runs import SIZE, Bench, Run, photos, true_pictures
@@ -131,7 +131,7 @@ def compare_attention(refocused: Trained, plain: Trained) -> Tensor:
     for word in WORDS:
         for one in (refocused, plain):
             images = enlarge(one.after)
-            maps = heatmaps.overlay(images, one.record.heatmap(word, (images.shape[2], images.shape[3])))
+            maps = heatmaps.overlay(images, finest_maps(one.record).heatmap(word, (images.shape[2], images.shape[3])))
             cells.append(maps[:SHOWN])
     labels = [f"{word} {how}" for word in WORDS for how in ("refocused", "plain")]
     return contact_sheet(list(torch.stack(cells, 1).flatten(0, 1)), len(labels), labels * SHOWN)

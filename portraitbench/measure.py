@@ -134,10 +134,17 @@ def style_likeness(made: Reading, photos: Reading, how: Style, who: AnyIdentity)
 
 
 def leakage(record: AttentionRecord, made: Reading, size: int, subject: str, style: str) -> dict[str, float]:
-    """Share of the subject's word's attention outside the face and of the style's inside it, where a face was found."""
-    masks = torch.stack([_oval(points, size) for points in made.landmarks])
-    outside, inside = record.leakage(subject, masks), record.leakage(style, 1 - masks)
+    """Share of the subject's word's attention outside the face and of the style's inside it, where a face was found.
+
+    On the finest maps: a cell of the others is as large as a face.
+    """
+    masks, finest = torch.stack([_oval(points, size) for points in made.landmarks]), finest_maps(record)
+    outside, inside = finest.leakage(subject, masks), finest.leakage(style, 1 - masks)
     return {"subject_leakage": _over(outside, made.seen), "style_leakage": _over(inside, made.seen)}
+
+
+def finest_maps(record: AttentionRecord) -> AttentionRecord:
+    return record.part(grid=record.grids[-1])
 
 
 def _oval(landmarks: Tensor | None, size: int) -> Tensor:

@@ -20,12 +20,12 @@ BASE = PRESETS["tiny"]
 PHASES = ("inversion", "tuning")
 
 
-def passes(config: TrainConfig, phase: str) -> int:
-    """Of the UNet in a phase, item by item."""
-    return len(step_items(config, phase, 0)) * getattr(config, phase).num_steps
+def passes(config: TrainConfig) -> int:
+    """Of the UNet in both phases, item by item."""
+    return sum(len(step_items(config, phase, 0)) * getattr(config, phase).num_steps for phase in PHASES)
 
 
-PASSES = sum(passes(parse_config(BASE), phase) for phase in PHASES)  # of every method
+PASSES = passes(parse_config(BASE))  # of every method
 
 
 class Unmasked(Dataset):
@@ -58,10 +58,10 @@ class Method:
             for name, value in values[phase].items():
                 if name.endswith("learning_rate"):
                     values[phase][name] = value * self.learning_rate * learning_rate_factor
-        one = parse_config(merge(values, dict.fromkeys(PHASES, {"num_steps": 1})))
-        shares = zip(PHASES, (self.inversion_share, 1 - self.inversion_share), strict=True)
-        steps = {phase: {"num_steps": round(PASSES * share) // passes(one, phase)} for phase, share in shares}
-        return parse_config(merge(values, steps))
+        config = parse_config(values)
+        for phase, share in zip(PHASES, (self.inversion_share, 1 - self.inversion_share), strict=True):
+            values[phase]["num_steps"] = round(PASSES * share) // len(step_items(config, phase, 0))
+        return parse_config(values)
 
     def dataset(self, encoded: Dataset) -> Dataset:
         return encoded if self.masked else Unmasked(**vars(encoded))

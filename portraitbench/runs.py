@@ -41,7 +41,7 @@ from .world import Picture, Split
 RESULTS = Path(__file__).parent / "results"
 CORE = TINY_FOLDER.parent
 PHOTOS, MADE, EDITED, STRIP = 5, 16, 8, 2  # of each side; pictures measured; of each edit; kept to look at
-SAMPLING: dict[str, Any] = {"num_steps": 20, "guidance": 4.0}
+SAMPLING: dict[str, Any] = {"num_steps": 20, "guidance": 2.5}
 SIZE = 64
 # What a run's figures depend on: the stages of the core that train and sample, the world, the measures, all weights.
 CORE_STAGES = (

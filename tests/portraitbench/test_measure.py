@@ -67,11 +67,11 @@ def test_style_words_are_those_that_show():
 
 
 def test_leakage_is_outside_the_face_for_the_person_and_inside_it_for_the_style():
-    """Both words look at the face's middle alone; a picture without a face does not count."""
+    """Both words look at the face's middle alone; neither a picture without a face nor a coarse map counts."""
     maps = torch.zeros(2, 2, 1, 16, 16)
     maps[..., 8, 8] = 1
     record = AttentionRecord(["<subject>", "<style>"])
-    record.add(0, 1, [maps])
+    record.add(0, 1, [maps, torch.ones(2, 2, 1, 4, 4)])
     figures = leakage(record, reading([True, False]), 64, "<subject>", "<style>")
     assert figures == {"subject_leakage": pytest.approx(0), "style_leakage": pytest.approx(1)}
     assert torch.tensor(list(leakage(record, reading([False]), 64, "<subject>", "<style>").values())).isnan().all()

@@ -8,21 +8,22 @@ import pytest
 import torch
 
 from magicapture_core.backbone import tiny
+from magicapture_core.config import TrainConfig
 from magicapture_core.dataset import encode, step_items
 from magicapture_core.types import MagiCaptureError
 from portraitbench import runs
 from portraitbench.measure import energy_distance
-from portraitbench.methods import METHODS, PASSES, Unmasked, merge
+from portraitbench.methods import METHODS, OURS, PASSES, Unmasked, merge, passes
 from tests.small import portraits
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_has_as_many_unet_passes(name):
-    config = METHODS[name].config(seed=0)
-    phases = {"inversion": config.inversion.num_steps, "tuning": config.tuning.num_steps}
-    assert (
-        sum(len(step_items(config, phase, step)) for phase, steps in phases.items() for step in range(steps)) == PASSES
-    )
+    assert passes(METHODS[name].config(seed=0)) == PASSES
+
+
+def test_the_whole_method_is_the_preset_itself():
+    assert METHODS[OURS].config(seed=0) == TrainConfig.preset("tiny")
 
 
 def test_the_learning_rate_factor_reaches_every_rate():
