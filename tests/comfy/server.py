@@ -203,8 +203,13 @@ class ComfyServer:
         self.fetch("/interrupt", {})
 
     def free(self) -> None:
-        """Unloads models and forgets cached results."""
+        """Unloads models and forgets cached results.
+
+        The server obeys between two prompts, maybe only after the next one: so a small one follows.
+        """
         self.fetch("/free", {"unload_models": True, "free_memory": True})
+        picture = {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0}}
+        self.run({"1": picture, "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}})
 
     # The page's live connection
 
