@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .backbone import Backbone
 
 STATE_EVERY = 100  # steps between two states on the disk
-KEY_FORMAT = "2"  # raised when the same inputs would train differently
+KEY_FORMAT = "3"  # raised when the same inputs would train differently
 OUT_OF_MEMORY = (
     "out of memory: switch on gradient_checkpointing or lower batch_size and resume at the last step; or train anew "
     "with a smaller resolution or lora_rank"
