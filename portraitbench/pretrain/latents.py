@@ -31,16 +31,17 @@ class Latents:
 
 def load_latents(name: str, pictures: Pictures, vae: Any) -> Latents:
     """Of a set of pictures; kept on disk beside them, by the VAE's weights."""
-    path = latents_file(name, pictures)
+    path = kept_file(name, pictures, ("vae",))
     if not path.exists():
         latents = encode(vae, pictures, name)
         write_atomic(path, lambda file: save_file(vars(latents), file))
     return Latents(**load_file(path))
 
 
-def latents_file(name: str, pictures: Pictures) -> Path:
-    key = hashlib.sha256(TINY_WEIGHTS["vae"].read_bytes()).hexdigest()[:8]
-    return CACHE / f"latents-{key}" / f"{name}-{len(pictures)}.safetensors"
+def kept_file(name: str, pictures: Pictures, parts: tuple[str, ...]) -> Path:
+    """What is kept of pictures that went through some of the tiny model's parts, by those parts' weights."""
+    digest = hashlib.sha256(b"".join(TINY_WEIGHTS[part].read_bytes() for part in parts))
+    return CACHE / f"latents-{digest.hexdigest()[:8]}" / f"{name}-{len(pictures)}.safetensors"
 
 
 @torch.no_grad()

@@ -6,8 +6,9 @@ The one inside the identity loss learns from pairs (supervised contrast), the ju
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
@@ -28,21 +29,26 @@ PEOPLE, PER_PERSON = 48, 2  # of a batch
 TEMPERATURE = 0.1
 MARGIN, SCALE = 0.3, 20.0  # ArcFace
 JITTER = 0.02  # of the landmarks, as a share of the distance between eyes and mouth
-TRAINING = stage.Stage(
-    name="training_recogniser", num_steps=2_500, learning_rate=2e-3, average=0.997, learns_from=(TINY_WEIGHTS["vae"],)
+JUDGING = stage.Stage(
+    name="judging_recogniser", num_steps=6_000, learning_rate=2e-3, average=0.997, seed=1,
+    learns_from=(TINY_WEIGHTS["vae"],),
+)  # fmt: skip
+TRAINING = replace(
+    JUDGING, name="training_recogniser", num_steps=2_500, seed=0, learns_from=tuple(TINY_WEIGHTS.values())
 )
-JUDGING = replace(TRAINING, name="judging_recogniser", num_steps=6_000, seed=1)
 
 
-def draw(people: People, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Faces [B,3,48,48] of PEOPLE people, PER_PERSON of each in a row, half of them rebuilt; and who they are [B]."""
+def draw(people: People, views: Sequence[str], generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Faces [B,3,48,48] of PEOPLE people, PER_PERSON of each in a row, each by one of the views; and whose they are."""
     chosen = generator.choice(len(people), PEOPLE, replace=False)
     photos = np.concatenate(
         [person * PHOTOS + generator.choice(PHOTOS, PER_PERSON, replace=False) for person in chosen]
     )
-    rebuilt = generator.random(len(photos)) < 0.5
-    images = np.where(rebuilt[:, None, None, None], people.rebuilt[photos], people.images[photos])
-    crops = face_crops(to_tensor(images), jitter(people.landmarks[photos], generator))
+    seen = [
+        people.views[views[view]][photo]
+        for photo, view in zip(photos, generator.integers(len(views), size=len(photos)), strict=True)
+    ]
+    crops = face_crops(to_tensor(np.stack(seen)), jitter(people.landmarks[photos], generator))
     gain = torch.from_numpy(generator.uniform(0.85, 1.15, (len(photos), 1, 1, 1)).astype(np.float32))
     return crops * gain, torch.from_numpy(np.repeat(chosen, PER_PERSON))
 
@@ -100,40 +106,34 @@ def verification_accuracy(first: Tensor, second: Tensor) -> float:
 
 
 def score(recogniser: nn.Module, people: People) -> dict[str, float]:
-    """Verification accuracy on pictures and on rebuilds, rebuilds against pictures as CSIM compares."""
-    real, rebuilt = (
-        embed(recogniser, images, people.landmarks).unflatten(0, (-1, PHOTOS))
-        for images in (people.images, people.rebuilt)
-    )
-    return {"pictures": verification_accuracy(real, real), "rebuilt": verification_accuracy(real, rebuilt)}
+    """Verification accuracy on each view against pictures, as CSIM and the identity loss compare."""
+    seen = {
+        name: embed(recogniser, images, people.landmarks).unflatten(0, (-1, PHOTOS))
+        for name, images in people.views.items()
+    }
+    return {name: verification_accuracy(seen["pictures"], embeddings) for name, embeddings in seen.items()}
 
 
 def pretrain() -> None:
-    vae = backbones.tiny().vae
-    people, held_out = load_people("pretrain", NUM_PEOPLE, vae), load_people("tuning", 100, vae)
-
-    def draw_people(generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-        return draw(people, generator)
+    backbone = backbones.tiny()
+    people, held_out = load_people("pretrain", NUM_PEOPLE, backbone), load_people("tuning", 100, backbone)
 
     torch.manual_seed(TRAINING.seed)
     training = stage.run(
         TRAINING,
         TrainingRecogniser(),
-        draw_people,
+        partial(draw, people, ("pictures", "rebuilt", "predicted")),
         lambda model, faces, names: contrast(model(faces)),
         lambda model: score(model, held_out),
     )
     save_net(TRAINING.name, training)
 
-    def score_named(model: Any) -> dict[str, float]:
-        return score(model.recogniser, held_out)
-
     torch.manual_seed(JUDGING.seed)
     judging = stage.run(
         JUDGING,
         NamedFaces(JudgingRecogniser(), 96),
-        draw_people,
+        partial(draw, people, ("pictures", "rebuilt")),
         NamedFaces.__call__,
-        score_named,
+        lambda model: score(model.recogniser, held_out),
     )
     save_net(JUDGING.name, judging.recogniser)

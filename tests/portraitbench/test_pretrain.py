@@ -18,8 +18,8 @@ from portraitbench.labels import STYLE_WORDS, UNSEEN, style_labels, style_words
 from portraitbench.pictures import MOST_SUBJECTS, to_arrays
 from portraitbench.pretrain import stage, text, unet
 from portraitbench.pretrain.judges import scene_of
-from portraitbench.pretrain.people import PHOTOS, paint_person
-from portraitbench.pretrain.recognisers import contrast, verification_accuracy
+from portraitbench.pretrain.people import PHOTOS, People, denoise, paint_person
+from portraitbench.pretrain.recognisers import PEOPLE, contrast, draw, verification_accuracy
 from portraitbench.pretrain.stage import Stage
 from portraitbench.pretrain.vae import CROP, Crops, psnr
 from portraitbench.views import face_crops, hide_face, place_window
@@ -170,6 +170,33 @@ def test_people_keep_their_face_and_change_the_rest():
     [one], [two], [three] = first.scene.subjects, second.scene.subjects, other.scene.subjects
     assert one.identity == two.identity != three.identity
     assert one.look != two.look
+
+
+def test_a_prediction_is_nearer_to_the_picture_under_its_own_caption():
+    backbone = nets.load_tiny()
+    pictures = to_arrays([paint_person("tuning", index * PHOTOS) for index in range(8)])
+    with torch.no_grad():
+        latents = backbone.vae.encode(pictures.tensor() * 2 - 1).latent_dist.mean
+    others = replace(pictures, captions=np.roll(pictures.captions, 1))
+    own, other = ((denoise(set_, latents, backbone) - latents).square().mean() for set_ in (pictures, others))
+    assert own < 0.8 * other
+    assert own < 0.5 * latents.var()
+
+
+def test_a_batch_holds_pairs_of_the_views_that_were_asked_for():
+    shape = (PEOPLE * PHOTOS, 64, 64, 3)
+    shades = {"pictures": 0, "rebuilt": 100, "predicted": 200}
+    landmarks = np.tile(paint_person("tuning", 0).faces[0].landmarks, (PEOPLE * PHOTOS, 1, 1))
+    people = People({name: np.full(shape, shade, np.uint8) for name, shade in shades.items()}, landmarks)
+    faces, names = draw(people, ("rebuilt", "predicted"), np.random.default_rng(0))
+    assert names.view(-1, 2).diff().eq(0).all()
+    assert len(names.unique()) == PEOPLE
+    gains = (faces[:, 0, 24, 24] + 1) / 2 * 255
+    dark, bright = gains < 150, gains >= 150
+    assert dark.any()
+    assert bright.any()
+    assert ((gains[dark] / 100 - 1).abs() < 0.16).all()
+    assert ((gains[bright] / 200 - 1).abs() < 0.16).all()
 
 
 def test_landmarks_lie_where_the_face_is_in_the_crop_and_the_window():
