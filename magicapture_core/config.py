@@ -207,7 +207,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "loss": {
             "attention_downscale": 1,
             "attention_weight": 0.03,
-            "identity_weight": 0.1,
+            "identity_weight": 0.03,
         },
         "inversion": {"num_steps": 48, "token_learning_rate": 2e-3},
         "tuning": {"num_steps": 96, "token_learning_rate": 5e-4, "lora_learning_rate": 2e-3},
