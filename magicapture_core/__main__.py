@@ -88,6 +88,9 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--inversion-steps", type=int, metavar="N", help="optimizer steps of phase 1")
     train.add_argument("--tuning-steps", type=int, metavar="N", help="optimizer steps of phase 2")
     train.add_argument("--seed", type=int, metavar="N")
+    train.add_argument(
+        "--recogniser", type=Path, metavar="FILE", help="a face recognition network, such as w600k_r50.onnx"
+    )
     train.add_argument("--resume", action="store_true", help="go on from where the same run was stopped")
 
     generate = command("generate", commands.generate, "pictures from a LoRA")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .backbone import Backbone
+    from .identity import Recogniser
     from .trainer import TrainStep
 
 Result = dict[str, Any]
@@ -177,7 +178,8 @@ def train(arguments: Namespace) -> Result:
     style, style_notes = read_portraits(arguments.style, arguments.style_masks, config.resolution, "style")
     backbone = read_backbone(arguments.checkpoint)
     folder = arguments.output / "magicapture" / arguments.name
-    key = recipe.result_key(backbone, subject, style, config)
+    recogniser, notes = read_recogniser(arguments.recogniser, subject, style)
+    key = recipe.result_key(backbone, subject, style, config, recogniser)
     samples = recipe.samples_folder(folder, key)
     with progress(config.num_steps, "training") as bar, stoppable() as stopped:
 
@@ -202,18 +204,27 @@ def train(arguments: Namespace) -> Result:
             folder=folder,
             save=lambda made: list(artifacts.save(made, arguments.output)),
             key=key,
+            recogniser=recogniser,
             device=pick_device(arguments.device),
             resume=arguments.resume,
             on_estimate=lambda estimate: bar.write(f"estimate: {estimate}", file=sys.stderr),
             on_step=on_step,
         )
     said: Result = {"lora": str(result.files[0]), "embeddings": [str(file) for file in result.files[1:]]}
-    said |= {"photos": [str(note) for note in [*subject_notes, *style_notes]]}
+    said |= {"photos": [str(note) for note in [*subject_notes, *style_notes, *notes]]}
     said |= {"steps": config.num_steps, "resumed_from_step": result.resumed_from}
     said |= {"loss": result.history[-1][-1], "samples": str(samples), "model": backbone.architecture}
     if arguments.checkpoint is None:
         said["note"] = "trained on the embedded tiny model, for a first look; give --checkpoint for your SD1.5 model"
     return said
+
+
+def read_recogniser(file: Path | None, subject: Portraits, style: Portraits) -> tuple[Recogniser | None, list[str]]:
+    """The network for the identity loss, and notes on the photos that it cannot use."""
+    from .likeness import check_targets
+    from .recognisers import load_recogniser
+
+    return (load_recogniser(file), check_targets(subject, style)) if file else (None, [])
 
 
 def save_preview(step: TrainStep, config: TrainConfig, folder: Path) -> None:

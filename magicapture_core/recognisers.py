@@ -16,6 +16,7 @@ from .onnx_module import OnnxModule
 from .types import MagiCaptureError
 
 FACE = [3, ARCFACE_SIZE, ARCFACE_SIZE]
+SUFFIXES = (".onnx", ".pth", ".pt", ".safetensors")
 START = 8  # nodes in which insightface looks for a normalisation
 
 
@@ -25,7 +26,7 @@ def load_recogniser(path: Path) -> Recogniser:
     Raises MagiCaptureError for a missing or broken file and for another kind of network.
     """
     suffix = path.suffix.lower()
-    if suffix not in (".onnx", ".pth", ".pt", ".safetensors"):
+    if suffix not in SUFFIXES:
         raise MagiCaptureError(f"{path.name}: face recognisers end in .onnx, .pth, .pt or .safetensors; choose another")
     if not path.is_file():
         raise MagiCaptureError(f"{path}: there is no such file")

@@ -10,11 +10,16 @@ import folder_paths
 from ..magicapture_core.types import MagiCaptureError
 
 MODELS = "magicapture"  # the kind under which face networks are found: models/magicapture and extra_model_paths.yaml
+RECOGNISERS = "face_recognition"  # our own, for other packs register `insightface` with endings that leave .onnx out
+INSIGHTFACE = "insightface"
 
 
 def register_models() -> None:
-    """Tells ComfyUI of models/magicapture, next to whatever extra_model_paths.yaml added to the kind."""
+    """Tells ComfyUI of models/magicapture, next to whatever extra_model_paths.yaml added to the kind; and of the
+    folders in which face recognisers lie."""
     folder_paths.add_model_folder_path(MODELS, os.path.join(folder_paths.models_dir, MODELS))
+    for folder in (*other_models(INSIGHTFACE), os.path.join(folder_paths.models_dir, RECOGNISERS)):
+        folder_paths.add_model_folder_path(RECOGNISERS, str(folder))
 
 
 def models_folders() -> list[Path]:

@@ -24,6 +24,7 @@ MAX_INT = 2**53 - 1  # the page's numbers are doubles
 ArtifactType = io.Custom("MAGICAPTURE")
 SettingsType = io.Custom("MAGICAPTURE_SETTINGS")
 FacesType = io.Custom("MAGICAPTURE_FACES")
+FaceRecognitionType = io.Custom("FACE_RECOGNITION")
 
 SCHEMA_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 

@@ -15,11 +15,21 @@ from ..magicapture_core.types import Face, MagiCaptureError, Portraits
 from . import folders, patching
 from .portraits import to_portraits
 from .progress import Progress
-from .sockets import ArtifactType, FacesType, SettingsType, checkpoint_inputs, schema, show, to_comfy
+from .sockets import (
+    ArtifactType,
+    FaceRecognitionType,
+    FacesType,
+    SettingsType,
+    checkpoint_inputs,
+    schema,
+    show,
+    to_comfy,
+)
 from .weights import plain_backbone
 
 if TYPE_CHECKING:
     from ..magicapture_core.artifact import Artifact
+    from ..magicapture_core.identity import Recogniser
     from ..magicapture_core.recipe import Result
 
 
@@ -67,6 +77,12 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
                 FacesType.Input("subject_faces", optional=True, tooltip="From Face Mask; else looked for again."),
                 FacesType.Input("style_faces", optional=True, tooltip="From Face Mask; else looked for again."),
                 SettingsType.Input("settings", optional=True, tooltip="From MagiCapture Settings; else the defaults."),
+                FaceRecognitionType.Input(
+                    "face_recognition",
+                    optional=True,
+                    tooltip="From Load Face Recognition: the identity loss then pulls the face of the composed picture "
+                    "towards the person's. Without it there is no such loss.",
+                ),
             ],
             outputs=[
                 ArtifactType.Output(display_name="artifact", tooltip="For Composed Prompt Sampler."),
@@ -101,14 +117,26 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
         subject_faces: list[Face] | None = None,
         style_faces: list[Face] | None = None,
         settings: TrainConfig | None = None,
+        face_recognition: Recogniser | None = None,
     ) -> io.NodeOutput:
+        from ..magicapture_core.likeness import check_targets
+
         config = settings or parse_config({})
         with torch.inference_mode(False), torch.enable_grad():
             subject, notes = to_portraits("subject", subject_images, subject_masks, subject_faces, config.resolution)
             style, more = to_portraits("style", style_images, style_masks, style_faces, config.resolution)
+            if face_recognition is not None:
+                more += check_targets(subject, style)
             progress = Progress(cls.hidden.unique_id, config, folders.runs_folder(name), preview_every)
             result, artifact = train(
-                (model, clip, vae), subject, style, config, name=name, progress=progress, train_again=train_again
+                (model, clip, vae),
+                subject,
+                style,
+                config,
+                name=name,
+                progress=progress,
+                train_again=train_again,
+                recogniser=face_recognition,
             )
             samples = progress.samples()
         report = "\n".join([*progress.lines, *notes, *more, *_closing_lines(result)])
@@ -132,6 +160,7 @@ def train(
     name: str,
     progress: Progress,
     train_again: bool,
+    recogniser: Recogniser | None,
 ) -> tuple[Result, Artifact]:
     """The kept result of these very inputs, or a training. The graphics card is empty before and after."""
     from comfy import model_management
@@ -139,7 +168,7 @@ def train(
     from ..magicapture_core import recipe
 
     backbone = plain_backbone(*sockets)
-    progress.key = recipe.result_key(backbone, subject, style, config)
+    progress.key = recipe.result_key(backbone, subject, style, config, recogniser)
     kept = None if train_again else recipe.find_result(progress.folder, progress.key)
     if kept:
         progress.say("Nothing has changed since the last training: its result is returned.")
@@ -156,6 +185,7 @@ def train(
             folder=progress.folder,
             save=save_and_check,
             key=progress.key,
+            recogniser=recogniser,
             device=model_management.get_torch_device(),
             resume=not train_again,
             on_estimate=progress.estimated,
@@ -163,6 +193,8 @@ def train(
         )
     finally:
         backbone.to(torch.device("meta"), torch.float32)  # frees the weights, even while a traceback holds the modules
+        if recogniser is not None:
+            recogniser.cpu()  # ComfyUI keeps it for the next queue
         gc.collect()
         model_management.soft_empty_cache()
     return result, read_back(result.files)

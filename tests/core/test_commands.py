@@ -16,8 +16,11 @@ from magicapture_core.__main__ import build_parser, main
 from magicapture_core.commands import output_names, read_config, read_portraits
 from magicapture_core.config import TrainConfig
 from magicapture_core.images import load_photo, save_image
+from magicapture_core.recipe import TERMS
+from tests import onnx_files
 
 ROOT = Path(__file__).parents[2]
+SAMPLES = ROOT / "magicapture_core" / "tiny" / "samples"
 STEPS = ("--inversion-steps", "2", "--tuning-steps", "2")
 
 
@@ -62,6 +65,31 @@ def test_train_generate_attention_inspect_unpack(photos, tmp_path, capsys):
 
     assert run("inspect", trained["lora"])["architecture"] == "magicapture-tiny"
     assert len(run("unpack", trained["lora"], "--output", tmp_path / "words")["embeddings"]) == 2
+
+
+def test_a_recogniser_takes_part_where_faces_are_known(photos, tmp_path, capsys, detector):
+    """On the pack's own sample pictures, whose faces are found; photos with masks alone are refused in one line."""
+    network, output = onnx_files.small_network()
+    recogniser = tmp_path / "net.onnx"
+    recogniser.write_bytes(network.file(output))
+    sides = {"subject": "person", "style": "style"}
+    for side, name in sides.items():
+        (tmp_path / side).mkdir()
+        for sample in sorted(SAMPLES.glob(f"{name}_*.jpg"))[:2]:
+            shutil.copy(sample, tmp_path / side)
+    folders = [part for side in sides for part in (f"--{side}", str(tmp_path / side))]
+    arguments = ["train", *folders, "--output", str(tmp_path), "--name", "known", "--device", "cpu", *STEPS, "--json"]
+    histories = []
+    for more in ([], ["--recogniser", str(recogniser)]):
+        assert main([*arguments, *more]) == 0
+        capsys.readouterr()
+    for kept in (tmp_path / "magicapture" / "known").glob("result-*.json"):
+        histories.append(json.loads(kept.read_text())["history"])
+    terms = sorted(sum(row[TERMS.index("identity")] for row in history) for history in histories)
+    assert terms[0] == 0 < terms[1]
+
+    assert main([*train_arguments(photos, tmp_path, *STEPS), "--recogniser", str(recogniser)]) == 2
+    assert "no subject photo has a face with known landmarks" in capsys.readouterr().err
 
 
 def test_each_training_has_a_folder_of_samples(photos, tmp_path, capsys):

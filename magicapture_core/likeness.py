@@ -1,0 +1,63 @@
+"""How much a face is somebody's, in the eyes of a recogniser, and whose faces a training can compare at all.
+
+In: pictures, and faces that were found in them. Out: cosines, or words on what could not be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .faces import FaceDetector, choose_face
+from .identity import Recogniser, align
+from .types import MagiCaptureError, Portraits, Side
+
+
+@torch.no_grad()
+def similarity(
+    recogniser: Recogniser, detector: FaceDetector, images: Sequence[Tensor], references: Sequence[Tensor]
+) -> list[float | None]:
+    """CSIM of each image: the mean cosine, -1..1, of its face to the references' faces; None where it shows no face.
+
+    images, references: [3,H,W] in 0..1, of any sizes. Of several faces the one that `choose_face` takes counts.
+    Raises MagiCaptureError when no reference shows a face.
+    """
+    known = [embeds for image in references if (embeds := _embed_face(recogniser, detector, image)) is not None]
+    if not known:
+        raise MagiCaptureError("reference: no face is found in it; take a picture that shows the face from the front")
+    mean_embeds = torch.cat(known).mean(0)
+    found = (_embed_face(recogniser, detector, image) for image in images)
+    return [None if embeds is None else float(embeds[0] @ mean_embeds) for embeds in found]
+
+
+def _embed_face(recogniser: Recogniser, detector: FaceDetector, image: Tensor) -> Tensor | None:
+    """[1,D] of unit length."""
+    faces = detector.detect(image)
+    if not faces:
+        return None
+    landmarks = faces[choose_face(faces, image.shape[1], image.shape[2])].landmarks
+    assert landmarks is not None  # a detector's faces have them
+    return recogniser(align(image[None] * 2 - 1, landmarks, recogniser.input_size))
+
+
+def check_targets(subject: Portraits, style: Portraits) -> list[str]:
+    """Notes on the photos that the identity loss leaves out, because nobody knows where in them the face lies.
+
+    Raises MagiCaptureError when a side has no photo left: the loss would silently be none.
+    """
+    return [*_check_side("subject", subject), *_check_side("style", style)]
+
+
+def _check_side(side: Side, portraits: Portraits) -> list[str]:
+    known = {number for number, face in enumerate(portraits.faces) if face.landmarks is not None}
+    if not known:
+        raise MagiCaptureError(
+            f"identity loss: no {side} photo has a face with known landmarks; give photos in which a face is found, or "
+            "leave the face recogniser out"
+        )
+    left_out = [str(number + 1) for number in range(len(portraits)) if number not in known]
+    if not left_out:
+        return []
+    return [f"{side}: the identity loss leaves out photo {', '.join(left_out)}, whose face was not found"]

@@ -1,0 +1,91 @@
+"""LoadFaceRecognition and FaceSimilarity, and the identity loss inside the training node."""
+
+from pathlib import Path
+
+import torch
+from check_restore import part, refused, samples
+from check_training import inputs
+
+
+def save_network(pack, name="models/antelopev2/glintr100.onnx", seed=0):
+    """A small IResNet's state dict, or where the name ends in .onnx something that is no ONNX at all."""
+    import folder_paths
+
+    path = Path(folder_paths.models_dir, "insightface", name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if name.endswith(".onnx"):
+        path.write_bytes(b"nothing")
+    else:
+        iresnet = part(pack, "magicapture_core.iresnet")
+        torch.manual_seed(seed)
+        torch.save(iresnet.IResNet(iresnet.BLOCKS[18], 8, num_features=16).state_dict(), path)
+    return name
+
+
+def nodes(pack):
+    part(pack, "nodes.folders").register_models()  # as the entry point does
+    return part(pack, "nodes.recognition")
+
+
+def check_networks_are_listed_known_ones_first(pack):
+    other, known = save_network(pack, "a/iresnet18.pth"), save_network(pack)
+    options = nodes(pack).LoadFaceRecognition.define_schema().inputs[0].options
+    assert options.index(known) < options.index(other), options
+
+
+def check_a_broken_file_is_one_line(pack):
+    with refused("glintr100.onnx"):
+        nodes(pack).LoadFaceRecognition.execute(save_network(pack))
+    with refused("model_name: no face recogniser found"):
+        nodes(pack).LoadFaceRecognition.execute(nodes(pack).NO_FILE)
+
+
+def check_similarity(pack):
+    """Under inference mode, as in a node: a picture to itself, and one without a face counts 0."""
+    recogniser = nodes(pack).LoadFaceRecognition.execute(save_network(pack, "iresnet18.pth"))[0]
+    picture = samples(pack)[:1]
+    score, report = nodes(pack).FaceSimilarity.execute(picture, picture, recogniser).args
+    assert abs(score - 1) < 1e-4
+    assert report.split("\n")[1] == "picture 1: 1.000"
+    half, report = (
+        nodes(pack).FaceSimilarity.execute(torch.cat([picture, torch.zeros_like(picture)]), picture, recogniser).args
+    )
+    assert abs(half - 0.5) < 1e-4
+    assert report.endswith("picture 2: no face")
+
+
+def check_training_with_a_recogniser(pack, loaded):
+    """The term is there, the network is back on the CPU as it was, and another network trains anew."""
+    train, types = part(pack, "nodes.train"), part(pack, "magicapture_core.types")
+    terms = part(pack, "magicapture_core.recipe").TERMS
+    face = types.Face(
+        box=torch.tensor([16.0, 16, 48, 48]),
+        landmarks=torch.tensor([[25.0, 27], [39, 27], [32, 34], [26, 41], [38, 41]]),
+    )
+    unknown = types.Face(box=face.box)
+    seen = []
+
+    def run(**changes):
+        node = train.TrainMagiCaptureLoRA.PREPARE_CLASS_CLONE(None)
+        given = inputs(pack, loaded, name="known", style_faces=[face, face], **changes)
+        given["settings"] = given["settings"].model_copy(
+            update={"loss": given["settings"].loss.model_copy(update={"identity_max_timestep": 1000})}
+        )
+        report = node.execute(**given).args[-1]
+        [kept] = [path for path in folder.glob("result-*.json") if path not in seen]
+        seen.append(kept)
+        return report, part(pack, "magicapture_core.recipe")._read_result(kept).history
+
+    folder = part(pack, "nodes.folders").runs_folder("known")
+    loader = nodes(pack).LoadFaceRecognition
+    recogniser = loader.execute(save_network(pack, "iresnet18.pth"))[0]
+    before = {name: value.clone() for name, value in recogniser.state_dict().items()}
+    report, history = run(face_recognition=recogniser, subject_faces=[face, unknown])
+    assert "the identity loss leaves out photo 2" in report
+    assert any(row[terms.index("identity")] > 0 for row in history)
+    assert all(torch.equal(value, before[name]) for name, value in recogniser.state_dict().items())
+    run(face_recognition=loader.execute(save_network(pack, "other.pth", seed=1))[0], subject_faces=[face, face])
+    _, history = run(subject_faces=[face, face])
+    assert not any(row[terms.index("identity")] for row in history)
+    with refused("identity loss: no subject photo"):
+        run(face_recognition=recogniser, subject_faces=[unknown, unknown])
