@@ -209,8 +209,8 @@ PRESETS: dict[Preset, dict[str, Any]] = {
             "attention_weight": 0.03,
             "identity_weight": 0.03,
         },
-        "inversion": {"num_steps": 48, "token_learning_rate": 2e-3},
-        "tuning": {"num_steps": 96, "token_learning_rate": 5e-4, "lora_learning_rate": 2e-3},
+        "inversion": {"num_steps": 48, "token_learning_rate": 4e-3},
+        "tuning": {"num_steps": 96, "token_learning_rate": 1e-3, "lora_learning_rate": 4e-3},
     },
 }
 

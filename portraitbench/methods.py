@@ -89,7 +89,7 @@ METHODS: dict[str, Method] = {
         photos="truth",
     ),
     "textual_inversion": Method(
-        title="Textual Inversion", changes={"loss": NO_EXTRAS}, inversion_share=1, masked=False
+        title="Textual Inversion", changes={"loss": NO_EXTRAS}, learning_rate=0.25, inversion_share=1, masked=False
     ),
     "dreambooth": Method(
         title="DreamBooth (LoRA)",
@@ -106,7 +106,7 @@ METHODS: dict[str, Method] = {
         title="Custom Diffusion",
         changes={
             "lora": {"targets": "key-value", "lora_rank": 64, "lora_alpha": 64.0},  # as good as full rank here
-            "tuning": {"tasks": TWO_TASKS, "token_learning_rate": 1e-3},
+            "tuning": {"tasks": TWO_TASKS, "token_learning_rate": 2e-3},
             "loss": NO_EXTRAS,
         },
         inversion_share=0,

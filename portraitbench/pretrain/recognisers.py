@@ -44,8 +44,8 @@ def draw(people: People, views: Sequence[str], generator: np.random.Generator) -
     photos = np.concatenate(
         [person * PHOTOS + generator.choice(PHOTOS, PER_PERSON, replace=False) for person in chosen]
     )
-    shown = generator.integers(len(views), size=len(photos)).tolist()
-    seen = [people.views[views[view]][photo] for photo, view in zip(photos, shown, strict=True)]
+    shown = generator.integers(len(views), size=len(photos))
+    seen = [people.views[views[int(view)]][photo] for photo, view in zip(photos, shown, strict=True)]
     crops = face_crops(to_tensor(np.stack(seen)), jitter(people.landmarks[photos], generator))
     gain = torch.from_numpy(generator.uniform(0.85, 1.15, (len(photos), 1, 1, 1)).astype(np.float32))
     return crops * gain, torch.from_numpy(np.repeat(chosen, PER_PERSON))
