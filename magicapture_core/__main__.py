@@ -11,10 +11,11 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from . import commands
 from .prompts import COMPOSED_PROMPT
-from .types import MagiCaptureError
+from .types import MagiCaptureError, Side
 
 CANCELLED, BAD_INPUT = 130, 2
 
@@ -116,6 +117,18 @@ def build_parser() -> argparse.ArgumentParser:
     unpack = command("unpack", commands.unpack, "write the embeddings that a LoRA file holds as files of their own")
     unpack.add_argument("file", type=Path)
     unpack.add_argument("--output", type=Path, required=True, metavar="DIR")
+
+    extract = command("extract", commands.extract, "one concept of split adapters as a LoRA file of its own")
+    extract.add_argument("file", type=Path)
+    extract.add_argument("--concept", choices=get_args(Side), required=True, help="style: to share it without the face")
+    extract.add_argument("--output", type=Path, required=True, metavar="DIR")
+    extract.add_argument("--name", help="of the new file; by default NAME_style_only or NAME_subject_only")
+
+    mix = command("mix", commands.mix, "the person of one LoRA file in the style of another, both of split adapters")
+    mix.add_argument("--subject", type=Path, required=True, metavar="FILE")
+    mix.add_argument("--style", type=Path, required=True, metavar="FILE")
+    mix.add_argument("--output", type=Path, required=True, metavar="DIR")
+    mix.add_argument("--name", required=True, help="of the new file")
 
     models = command("models", commands.models, "which models can be used, and whether they are there")
     models.add_argument("action", nargs="?", choices=["list", "get"], default="list")

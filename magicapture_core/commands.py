@@ -334,6 +334,26 @@ def unpack(arguments: Namespace) -> Result:
     return {"embeddings": [str(file) for file in artifacts.unpack(arguments.file, arguments.output)]}
 
 
+def extract(arguments: Namespace) -> Result:
+    from .halves import extract as take_out
+
+    found = artifacts.load(arguments.file)
+    name = arguments.name or f"{found.name}_{arguments.concept}_only"
+    return _saved(take_out(found, arguments.concept, name), arguments.output)
+
+
+def mix(arguments: Namespace) -> Result:
+    from .halves import mix as join
+
+    mixed = join(artifacts.load(arguments.subject), artifacts.load(arguments.style), arguments.name)
+    return _saved(mixed, arguments.output)
+
+
+def _saved(artifact: artifacts.Artifact, folder: Path) -> Result:
+    lora, *embeddings = artifacts.save(artifact, folder)
+    return {"lora": str(lora), "embeddings": [str(file) for file in embeddings]}
+
+
 def models(arguments: Namespace) -> Result:
     folder = known.models_folder()
     if arguments.action == "get":

@@ -56,6 +56,16 @@ class LoraConfig(Settings):
         "self-attention and feed-forward layers; key-value is Custom Diffusion's, the text side of cross-attention.",
     )
     text_encoder: bool = Field(default=False, description="Also train a LoRA on the attention of the text encoder.")
+    adapters: Literal["joint", "split"] = Field(
+        default="joint",
+        description="joint: one update holds person and style. split: each has its own half, of this rank, in one file "
+        "of twice the rank; their strengths can then be set apart, and the style be shared without the person.",
+    )
+
+    @property
+    def rank_split(self) -> dict[str, int]:
+        """Each concept's share of the file's rank, in order; empty while they share it all."""
+        return {"subject": self.lora_rank, "style": self.lora_rank} if self.adapters == "split" else {}
 
 
 class LossConfig(Settings):
@@ -95,6 +105,37 @@ class LossConfig(Settings):
         description="Where the identity loss applies: on composed items (the paper), on the subject's own photos, or "
         "on both.",
     )
+    identity_target: Literal["random", "mean", "best"] = Field(
+        default="random",
+        description="Whom the face should resemble: one of the subject's photos, drawn anew each time; the mean of "
+        "them all; or the one that it is nearest to.",
+    )
+    identity_weighting: Literal["flat", "falling"] = Field(
+        default="flat",
+        description="flat counts every step alike; falling counts a step by (1 - t / 1000)^2, less where there is more "
+        "noise.",
+    )
+    identity_min_cosine: float = Field(
+        default=-1.0,
+        ge=-1,
+        le=1,
+        description="The identity loss leaves out a face that is less alike than this, as one not worth comparing. -1 "
+        "leaves out none.",
+    )
+    min_snr_gamma: float = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        description="Min-SNR weighting of the reconstruction: steps with little noise, and a signal to noise ratio "
+        "above this, count less. 5 is customary; 0 counts every step alike, as the paper does.",
+    )
+    prior_weight: float = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        description="Prior preservation: where the reconstruction does not look, the prediction should stay as it is "
+        "without the LoRA. A second pass for every picture, so a step takes about a third longer; 0 leaves it out.",
+    )
 
 
 class PhaseConfig(Settings):
@@ -113,6 +154,11 @@ class InversionConfig(PhaseConfig):
         default=5e-4, ge=0, le=0.1, description="Learning rate of the learned words in phase 1."
     )
     weight_decay: float = Field(default=0.0, ge=0, le=1, description="AdamW's weight decay in phase 1.")
+    pull_norm: bool = Field(
+        default=False,
+        description="After each step of phase 1, pulls the length of the learned words' vectors towards that of the "
+        "model's own words, as the authors' code does.",
+    )
 
 
 class TuningConfig(PhaseConfig):

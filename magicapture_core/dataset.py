@@ -65,7 +65,7 @@ class Batch:
     latents, noise: [B,C,h,w], scaled as the UNet wants them. timesteps: [B]. prompts: B strings with placeholders.
     loss_masks: [B,1,h,w], where the reconstruction counts. face_masks: [B,1,h',w'] at the attention maps' size: the
     subject token's region; the style token's is the rest. landmarks: [B,5,2] in pixels where the subject's face is to
-    appear, NaN where the identity term does not apply. target_embeds: [B,D], whom it is to resemble.
+    appear, NaN where the identity term does not apply. target_embeds: [B,M,D], of whom it is to resemble the nearest.
     """
 
     latents: Tensor
@@ -106,7 +106,7 @@ class Dataset:
         A source item is a subject photo and counts inside the face (Eq. 4). Reference and composed items are style
         photos and count outside it (Eq. 5 and 6): under the composed prompt the style photo is the pseudo label. So
         there its landmarks say where the subject's face is to appear (Eq. 7), if t is below identity_max_timestep,
-        and one subject photo, drawn anew each time, says whose it is. Not in phase 1, which has no such term (Eq. 9).
+        and the subject's photos say whose it is. Not in phase 1, which has no such term (Eq. 9).
         """
         generator = item.generator(config.seed)
 
@@ -121,12 +121,10 @@ class Dataset:
         latents = (mean + std * torch.randn(mean.shape, generator=generator)) * self.scaling_factor
         noise = torch.randn(mean.shape, generator=generator)
         face = side.face_masks[mirrored, photo]
-        embeddings = self.likeness.embeddings if self.likeness else torch.zeros(0, 0)
-        landmarks, target_embeds = torch.full((5, 2), torch.nan), torch.zeros(embeddings.shape[1])
-        can_resemble = item.phase == "tuning" and item.task in config.loss.identity_tasks
+        targets = self.likeness.targets(config.loss.identity_target, choose) if self.likeness else torch.empty(0, 0)
+        can_resemble = item.phase == "tuning" and item.task in config.loss.identity_tasks and len(targets) > 0
         is_asked = can_resemble and timestep < config.loss.identity_max_timestep
-        if is_asked and len(embeddings):
-            landmarks, target_embeds = side.landmarks[mirrored, photo], embeddings[choose(len(embeddings))]
+        landmarks = side.landmarks[mirrored, photo] if is_asked else torch.full((5, 2), torch.nan)
         return Batch(
             latents=latents[None],
             noise=noise[None],
@@ -135,7 +133,7 @@ class Dataset:
             loss_masks=(face if item.task == "source" else 1 - face)[None],
             face_masks=side.attention_masks[mirrored, photo][None],
             landmarks=landmarks[None],
-            target_embeds=target_embeds[None],
+            target_embeds=targets[None],
         )
 
 

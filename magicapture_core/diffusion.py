@@ -17,6 +17,12 @@ def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod:
     return signal * latents + noise_level * noise
 
 
+def min_snr_weights(timesteps: Tensor, alphas_cumprod: Tensor, gamma: float) -> Tensor:
+    """min(SNR, gamma) / SNR with SNR = abar_t / (1 - abar_t), for noise predictions (arXiv 2303.09556). Gives [B]."""
+    abar = alphas_cumprod[timesteps]
+    return (gamma * (1 - abar) / abar).clamp(max=1)
+
+
 def predict_x0(noisy_latents: Tensor, noise_pred: Tensor, timesteps: Tensor, alphas_cumprod: Tensor) -> Tensor:
     """The one-step estimate of the clean latents, (z_t - sqrt(1 - abar_t) eps_theta) / sqrt(abar_t)."""
     signal, noise_level = _coefficients(alphas_cumprod, timesteps)

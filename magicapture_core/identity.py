@@ -7,10 +7,12 @@ the window around that face is decoded.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .faces import ARCFACE_POINTS, invert, similarity_transform, transform, warp
@@ -18,6 +20,9 @@ from .types import Portraits
 
 ARCFACE_SIZE = 112
 MARGIN = 2  # latent cells decoded beyond what the recogniser sees: the decoder looks that far around
+MAX_SIDE = (
+    192  # pixels that are decoded of a face; of a larger one a smaller picture is, which is all a recogniser needs
+)
 
 
 class Recogniser(nn.Module):
@@ -49,6 +54,14 @@ class Likeness:
         ]
         return cls(recogniser=recogniser, embeddings=torch.cat(rows) if rows else torch.empty(0, 0))
 
+    def targets(self, how: Literal["random", "mean", "best"], choose: Callable[[int], int]) -> Tensor:
+        """Whom one item is to resemble, the nearest of: [1,D], or all [M,D] for `best`. choose(n): a number below n."""
+        if how == "best" or not len(self.embeddings):
+            return self.embeddings
+        if how == "mean":
+            return F.normalize(self.embeddings.mean(0, keepdim=True), dim=1)
+        return self.embeddings[choose(len(self.embeddings))][None]
+
 
 def align(pixel_values: Tensor, landmarks: Tensor, size: int) -> Tensor:
     """pixel_values [1,C,H,W], landmarks [5,2] in its pixels -> [1,C,size,size], as a recogniser wants it."""
@@ -77,6 +90,16 @@ def embed_latents(vae: Any, recogniser: Recogniser, latents: Tensor, landmarks: 
     """latents [C,h,w], scaled; landmarks [5,2] in the pixels they decode to -> [1,D], with gradient to the latents."""
     vae_factor = 2 ** (len(vae.config.block_out_channels) - 1)
     rows, columns = face_window(landmarks, (latents.shape[-2], latents.shape[-1]), vae_factor)
-    window = latents[None, :, rows, columns].to(vae.dtype) / vae.config.scaling_factor
     corner = landmarks.new_tensor([columns.start, rows.start]) * vae_factor
-    return recogniser(align(vae.decode(window).sample, landmarks - corner, recogniser.input_size))
+    window, scale = shrink_to(latents[None, :, rows, columns], MAX_SIDE // vae_factor)
+    pixels = vae.decode(window.to(vae.dtype) / vae.config.scaling_factor).sample
+    return recogniser(align(pixels, (landmarks - corner) * scale.to(landmarks), recogniser.input_size))
+
+
+def shrink_to(window: Tensor, cells: int) -> tuple[Tensor, Tensor]:
+    """window [1,C,h,w] -> the same by area average with no side above `cells`, and by how much it shrank, [2]: x, y."""
+    height, width = window.shape[-2:]
+    share = min(1.0, cells / max(height, width))
+    size = (round(height * share), round(width * share))
+    scale = torch.tensor([size[1] / width, size[0] / height])
+    return (F.interpolate(window, size, mode="area") if share < 1 else window), scale

@@ -26,14 +26,7 @@ def kohya_name(prefix: str, path: str) -> str:
 
 def to_kohya(prefix: str, layers: Mapping[str, LoraLayer]) -> dict[str, Tensor]:
     """Module path -> update, as fp16 tensors on the CPU. `.alpha` is the true alpha: scale = alpha / rank."""
-    state: dict[str, Tensor] = {}
-    for path, layer in layers.items():
-        parts = {DOWN: layer.down, UP: layer.up, ALPHA: torch.tensor(layer.alpha)}
-        name = kohya_name(prefix, path)
-        state |= {
-            f"{name}.{part}": value.detach().to("cpu", torch.float16).contiguous() for part, value in parts.items()
-        }
-    return state
+    return write_layers({kohya_name(prefix, path): layer for path, layer in layers.items()})
 
 
 def from_kohya(state: Mapping[str, Tensor], prefix: str, model: nn.Module) -> dict[str, LoraLayer]:
@@ -59,6 +52,17 @@ def from_kohya(state: Mapping[str, Tensor], prefix: str, model: nn.Module) -> di
             )
         layers[path] = layer
     return layers
+
+
+def write_layers(layers: Mapping[str, LoraLayer]) -> dict[str, Tensor]:
+    """Kohya name -> update, as fp16 tensors on the CPU; the inverse of `read_layers`."""
+    state: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        parts = {DOWN: layer.down, UP: layer.up, ALPHA: torch.tensor(layer.alpha)}
+        state |= {
+            f"{name}.{part}": value.detach().to("cpu", torch.float16).contiguous() for part, value in parts.items()
+        }
+    return state
 
 
 def read_layers(state: Mapping[str, Tensor]) -> dict[str, LoraLayer]:

@@ -6,11 +6,11 @@ W' = W + scale (alpha / rank) up down (section 3.2 of arXiv 2309.06895). Knows m
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .config import LoraConfig
 from .types import LoraLayer, MagiCaptureError
@@ -70,11 +70,13 @@ def injected(
 ) -> Iterator[list[nn.Parameter]]:
     """A fresh trainable LoRA on the layers of TARGETS[target] inside the block: down ~ N(0, (1/rank)^2), up = 0.
 
-    Yields its parameters in fp32. Raises MagiCaptureError when no layer matches.
+    Split adapters are one of the sum of their ranks and the same scale, which is exactly their sum; `gated` tells them
+    apart. Yields its parameters in fp32. Raises MagiCaptureError when no layer matches.
     """
-    rank = config.lora_rank
+    rank, num_halves = config.lora_rank, len(config.rank_split) or 1
     try:
-        _inject(model, r=rank, lora_alpha=config.lora_alpha, target_modules=TARGETS[target])
+        alpha = config.lora_alpha * num_halves
+        _inject(model, r=rank * num_halves, lora_alpha=alpha, target_modules=TARGETS[target])
         parameters: list[nn.Parameter] = []
         for layer in lora_modules(model).values():
             down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
@@ -85,6 +87,35 @@ def injected(
         yield parameters
     finally:
         eject(model)
+
+
+@contextmanager
+def gated(model: nn.Module, gates: Tensor) -> Iterator[None]:
+    """Inside the block each item of a batch goes through its own part of the rank: gates [B,R], 1 = acts, 0 = not.
+
+    What does not act gets no gradient. A checkpointed layer runs again in the backward pass, which then belongs inside.
+    """
+
+    def gate(_module: nn.Module, _args: Any, inner: Tensor) -> Tensor:  # [B,N,R], between down and up
+        return inner * gates[:, None].to(inner)
+
+    with ExitStack() as undo:
+        for layer in lora_modules(model).values():
+            undo.callback(layer.lora_A[ADAPTER].register_forward_hook(gate).remove)
+        yield
+
+
+@contextmanager
+def switched_off(model: nn.Module) -> Iterator[None]:
+    """Inside the block the model is as it is without its LoRA."""
+    layers = lora_modules(model).values()
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 @contextmanager

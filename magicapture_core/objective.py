@@ -1,4 +1,4 @@
-"""Eq. 9 and Eq. 10 on one batch: one UNet pass per item, all three terms from that same pass.
+"""Eq. 9 and Eq. 10 on one batch: one UNet pass per item, all terms from that same pass, but for the prior's second.
 
 In: a backbone whose text encoder knows the learned words, a batch. Out: per-item terms that can be backpropagated.
 Knows nothing of optimizers, phases or steps.
@@ -7,17 +7,17 @@ Knows nothing of optimizers, phases or steps.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from . import losses
+from . import lora, losses
 from .attention import capture
 from .config import LossConfig
 from .dataset import Batch
-from .diffusion import add_noise, predict_x0
+from .diffusion import add_noise, min_snr_weights, predict_x0
 from .identity import Recogniser, embed_latents
 from .sampler import encode_prompt
 from .tokens import Vocabulary
@@ -27,8 +27,25 @@ if TYPE_CHECKING:
     from .backbone import Backbone
 
 
+T = TypeVar("T", float, Tensor)
+
+
+class Terms(NamedTuple, Generic[T]):
+    """One value for each term: their weights, an item's or a batch's losses."""
+
+    reconstruction: T
+    attention: T
+    identity: T
+    prior: T
+
+    def weighed(self, weights: Terms[float]) -> T:
+        """Eq. 10: the weighed sum."""
+        return sum(weight * term for weight, term in zip(weights, self, strict=True))  # pyright: ignore[reportReturnType]
+
+
 class Objective:
-    """The terms of a batch. placeholders: the subject's and the style's learned word, in this order."""
+    """The terms of a batch. placeholders: the subject's and the style's learned word, in this order. ranks: the share
+    of each in split adapters, empty for joint ones."""
 
     def __init__(
         self,
@@ -37,11 +54,13 @@ class Objective:
         vocabulary: Vocabulary,
         placeholders: Sequence[str],
         recogniser: Recogniser | None = None,
+        ranks: Sequence[int] = (),
     ) -> None:
         self.backbone, self.config, self.recogniser = backbone, config, recogniser
-        self.vocabulary, self.placeholders = vocabulary, placeholders
+        self.vocabulary, self.placeholders, self.ranks = vocabulary, placeholders, torch.tensor(ranks)
         self.device = backbone.unet.device
         self._alphas_cumprod = backbone.noise_scheduler.alphas_cumprod.to(self.device)
+        self._columns: dict[str, Tensor] = {}  # prompt -> [2,T]
         self._fixed_embeds: dict[str, Tensor] | None = None
 
     def remember_text(self, text_is_fixed: bool) -> None:
@@ -49,34 +68,62 @@ class Objective:
         self._fixed_embeds = {} if text_is_fixed else None
 
     @contextmanager
-    def terms(self, batch: Batch, refocus: bool) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Reconstruction, attention refocusing and identity of each item, three times [B].
+    def terms(self, batch: Batch, weights: Terms[float]) -> Iterator[Terms[Tensor]]:
+        """Each item's terms, [B]; zero where the weight is, and identity where the batch has no landmarks.
 
-        Refocusing is zero without `refocus`, identity where the batch has no landmarks. Backpropagate inside the block:
-        a checkpointed layer runs again then, and has to read its maps again.
+        Backpropagate inside the block: a checkpointed layer runs again then, and has to read its maps again.
         """
-        columns = self.token_columns(batch.prompts).to(self.device) if refocus else None
+        columns = self.token_columns(batch.prompts).to(self.device)
         grid = (batch.face_masks.shape[-2], batch.face_masks.shape[-1])
         noise, timesteps = batch.noise.to(self.device), batch.timesteps.to(self.device)
+        loss_masks = batch.loss_masks.to(self.device)
         noisy_latents = add_noise(batch.latents.to(self.device), noise, timesteps, self._alphas_cumprod)
-        with nullcontext({}) if columns is None else capture(self.backbone.unet, columns, {grid}) as maps:
-            noise_pred = self._predict_noise(noisy_latents, timesteps, batch.prompts)
-            reconstruction = losses.masked_reconstruction(noise_pred, noise, batch.loss_masks.to(self.device))
-            attention = torch.zeros_like(reconstruction)
-            if columns is not None:
+        with ExitStack() as inside:
+            self._open_gates(columns, inside)
+            with self._autocast():
+                prompt_embeds = self._prompt_embeds(batch.prompts)
+            base_pred = self._predict_without_lora(noisy_latents, timesteps, prompt_embeds) if weights.prior else None
+            maps = inside.enter_context(capture(self.backbone.unet, columns, {grid})) if weights.attention else {}
+            noise_pred = self._predict_noise(noisy_latents, timesteps, prompt_embeds)
+            reconstruction = losses.masked_reconstruction(noise_pred, noise, loss_masks)
+            if gamma := self.config.min_snr_gamma:
+                reconstruction = reconstruction * min_snr_weights(timesteps, self._alphas_cumprod, gamma)
+            attention = identity = prior = torch.zeros_like(reconstruction)
+            if weights.attention:
                 attention = self._refocusing(maps, columns, batch.face_masks.to(self.device))
-            latents = predict_x0(noisy_latents, noise_pred.float(), timesteps, self._alphas_cumprod)
-            yield reconstruction, attention, self._identity(latents, batch)
+            if weights.identity and self.recogniser is not None:
+                latents = predict_x0(noisy_latents, noise_pred.float(), timesteps, self._alphas_cumprod)
+                identity = self._identity(self.recogniser, latents, batch)
+            if base_pred is not None:
+                prior = losses.masked_reconstruction(noise_pred, base_pred, 1 - loss_masks)
+            yield Terms(reconstruction, attention, identity, prior)
+
+    def _open_gates(self, columns: Tensor, inside: ExitStack) -> None:
+        """Of split adapters, each item goes through those whose word its prompt holds. columns [B,2,T]."""
+        if len(self.ranks):
+            gates = columns.any(-1).repeat_interleave(self.ranks.to(self.device), 1)
+            for model in (self.backbone.unet, self.backbone.text_encoder):
+                inside.enter_context(lora.gated(model, gates))
 
     def token_columns(self, prompts: list[str]) -> Tensor:
         """[B,2,T] averaging weights of the two learned words; all zero where a prompt lacks one."""
-        input_ids = self.vocabulary.encode(prompts)
-        return torch.stack([self.vocabulary.columns(input_ids, word) for word in self.placeholders], 1)
+        for prompt in set(prompts) - set(self._columns):
+            input_ids = self.vocabulary.encode([prompt])
+            self._columns[prompt] = torch.cat([self.vocabulary.columns(input_ids, word) for word in self.placeholders])
+        return torch.stack([self._columns[prompt] for prompt in prompts])
 
-    def _predict_noise(self, noisy_latents: Tensor, timesteps: Tensor, prompts: list[str]) -> Tensor:
-        unet = self.backbone.unet
-        with torch.autocast(self.device.type, unet.dtype, enabled=unet.dtype != torch.float32):
-            return unet(noisy_latents, timesteps, self._prompt_embeds(prompts)).sample
+    def _predict_noise(self, noisy_latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
+        with self._autocast():
+            return self.backbone.unet(noisy_latents, timesteps, prompt_embeds).sample
+
+    def _autocast(self) -> torch.autocast:
+        dtype = self.backbone.unet.dtype
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+
+    @torch.no_grad()
+    def _predict_without_lora(self, noisy_latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
+        with lora.switched_off(self.backbone.unet):
+            return self._predict_noise(noisy_latents, timesteps, prompt_embeds)
 
     def _prompt_embeds(self, prompts: list[str]) -> Tensor:
         """[B,T,C]."""
@@ -87,17 +134,20 @@ class Objective:
                 self._fixed_embeds[prompt] = encode_prompt(self.backbone, self.vocabulary.encode([prompt]))
         return torch.cat([self._fixed_embeds[prompt] for prompt in prompts])
 
-    def _identity(self, latents: Tensor, batch: Batch) -> Tensor:
+    def _identity(self, recogniser: Recogniser, latents: Tensor, batch: Batch) -> Tensor:
         """Eq. 7 of each item's predicted latents, [B]; zero where there is nothing to compare.
 
         The items that take part have t ~ U(1, T'), and are T'/T of all: divided by that, the mean is Eq. 7's.
         """
         terms = list(latents.new_zeros(len(latents)))
-        if self.recogniser is not None:
-            for index in batch.identity_items:
-                pred_embeds = embed_latents(self.backbone.vae, self.recogniser, latents[index], batch.landmarks[index])
-                [terms[index]] = losses.identity(pred_embeds, batch.target_embeds[index, None].to(self.device))
-        return torch.stack(terms) * (len(self._alphas_cumprod) / self.config.identity_max_timestep)
+        for index in batch.identity_items:
+            pred_embeds = embed_latents(self.backbone.vae, recogniser, latents[index], batch.landmarks[index])
+            terms[index] = losses.identity(pred_embeds, batch.target_embeds[index].to(self.device)).amin()
+        term, num_timesteps = torch.stack(terms), len(self._alphas_cumprod)
+        term = term * (term <= 1 - self.config.identity_min_cosine)
+        if self.config.identity_weighting == "falling":
+            term = term * (1 - batch.timesteps.to(term) / num_timesteps).square()
+        return term * (num_timesteps / self.config.identity_max_timestep)
 
     def _refocusing(self, maps: dict[str, Tensor], columns: Tensor, face_masks: Tensor) -> Tensor:
         """Mean over each item's words, Eq. 8: the subject's region is the face, the style's all the rest. [B]."""

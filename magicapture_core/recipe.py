@@ -38,7 +38,7 @@ OUT_OF_MEMORY = (
     "out of memory: switch on gradient_checkpointing or lower batch_size and resume at the last step; or train anew "
     "with a smaller resolution or lora_rank"
 )
-TERMS = ("reconstruction", "attention", "identity", "total")  # a row of the history
+TERMS = ("reconstruction", "attention", "identity", "prior", "total")  # a row of the history
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -165,6 +165,7 @@ def to_artifact(run: Run, name: str) -> Artifact:
         lora=kohya.to_kohya(kohya.UNET, layers["unet"]) | kohya.to_kohya(kohya.TEXT_ENCODER, layers["text_encoder"]),
         config=run.config.model_dump(mode="json"),
         templates={task: list(templates) for task, templates in TEMPLATES.items()},
+        rank_split=run.config.lora.rank_split if layers["unet"] else {},
     )
 
 

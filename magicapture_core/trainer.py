@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from . import lora, tokens
 from .config import TokenConfig, TrainConfig
 from .dataset import Batch, Dataset, step_items
-from .objective import Objective
+from .objective import Objective, Terms
 from .sampler import sample
 from .tokens import Vocabulary
 from .types import LossTerms, MagiCaptureError, Side, Token
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Phase = Literal["inversion", "tuning"]
 State = dict[str, Tensor]
+NORM_PULL = 100  # times the learning rate, of the authors' code
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -108,12 +109,14 @@ class Run:
         self.vocabulary = Vocabulary.of(backbone.tokenizer, self._initial)
         placeholders = [token.placeholder for token in self._initial]
         recogniser = dataset.likeness.recogniser if dataset.likeness else None
-        self.objective = Objective(backbone, config.loss, self.vocabulary, placeholders, recogniser)
+        ranks = list(config.lora.rank_split.values())
+        self.objective = Objective(backbone, config.loss, self.vocabulary, placeholders, recogniser, ranks)
         device = self.objective.device.type
         self._scaler = torch.amp.GradScaler(device, enabled=backbone.unet.dtype == torch.float16)
 
     def _initial_tokens(self) -> list[Token]:
         table = self.backbone.text_encoder.get_input_embeddings().weight
+        self._mean_norm = table.detach().float().norm(dim=1).mean()
         sides: list[tuple[Side, TokenConfig]] = [("subject", self.config.subject), ("style", self.config.style)]
         return [
             tokens.initial_token(side, settings, self.backbone.tokenizer, table, self._generator)
@@ -198,7 +201,7 @@ class Run:
         for group in self._optimizer.param_groups:
             group["lr"] = group["base"] * fraction_left
         items = step_items(self.config, phase, step)
-        sums = torch.zeros(3, device=self.objective.device)
+        sums = torch.zeros(len(Terms._fields), device=self.objective.device)
         num_identity = 0
         for start in range(0, len(items), self.config.batch_size):
             batch = self.dataset.draw(self.config, items[start : start + self.config.batch_size])
@@ -209,30 +212,38 @@ class Run:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
-        return LossTerms(
-            reconstruction=sums[0],
-            attention=sums[1],
-            identity=sums[2],
-            total=self.total(phase, *sums),
-            num_identity=num_identity,
-        )
+        if phase == "inversion" and self.config.inversion.pull_norm:
+            self._pull_norms(rate=self.config.inversion.token_learning_rate * fraction_left)
+        means = Terms(*sums)
+        return LossTerms(**means._asdict(), total=means.weighed(self.weights(phase)), num_identity=num_identity)
+
+    @torch.no_grad()
+    def _pull_norms(self, rate: float) -> None:
+        """Each vector's length n moves to n + lam (n0 - n), lam = min(1, 100 rate), n0 the mean length of all words.
+
+        The authors' code has 0.4 for n0, which is about SD1.5's mean.
+        """
+        share = min(1.0, NORM_PULL * rate)
+        for index in range(len(self._initial)):
+            row = self._parameters[f"token.{index}"]
+            norm = row.norm(dim=1, keepdim=True)
+            row.mul_(1 + share * (self._mean_norm - norm) / norm)
 
     def trainable(self) -> list[nn.Parameter]:
         """The parameters that the present phase moves."""
         groups = self._optimizer.param_groups
         return [parameter for group in groups for parameter in group["params"] if parameter.requires_grad]
 
-    def attention_weight(self, phase: Phase) -> float:
-        """No refocusing in phase 1: text embeddings alone are no place for geometry (section 3.3 of the paper)."""
-        return 0.0 if phase == "inversion" else self.config.loss.attention_weight
-
-    def total(self, phase: Phase, reconstruction: Tensor, attention: Tensor, identity: Tensor) -> Tensor:
-        """Eq. 9 and Eq. 10: the weighed sum of the terms."""
+    def weights(self, phase: Phase) -> Terms[float]:
+        """Phase 1 has the reconstruction alone (Eq. 9): text embeddings are no place for geometry (section 3.3)."""
         loss = self.config.loss
-        return reconstruction + self.attention_weight(phase) * attention + loss.identity_weight * identity
+        if phase == "inversion":
+            return Terms(1.0, 0.0, 0.0, 0.0)
+        return Terms(1.0, loss.attention_weight, loss.identity_weight, loss.prior_weight)
 
     def backward(self, batch: Batch, phase: Phase, share: float) -> Tensor:
-        """Add the gradient of one forward pass, each item weighing `share`. Returns [3]: the terms, weighed sums."""
-        with self.objective.terms(batch, refocus=self.attention_weight(phase) > 0) as terms:
-            self._scaler.scale(self.total(phase, *terms).sum() * share).backward()
+        """Add the gradient of one forward pass, each item weighing `share`. Returns the terms, each its weighed sum."""
+        weights = self.weights(phase)
+        with self.objective.terms(batch, weights) as terms:
+            self._scaler.scale(terms.weighed(weights).sum() * share).backward()
         return torch.stack([term.detach().sum() for term in terms]) * share

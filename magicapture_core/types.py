@@ -92,12 +92,14 @@ class LossTerms:
     """The terms of Eq. 10 before and after weighting, means over the items of a step: 0-dim, no gradient, still on the
     device, so that reading them is the caller's choice.
 
-    total = reconstruction + attention_weight * attention + identity_weight * identity. identity is zero where it does
-    not apply; num_identity counts the items to which it did.
+    total = reconstruction + attention_weight * attention + identity_weight * identity + prior_weight * prior, each
+    weight 0 in a phase that does not have the term. identity is zero where it does not apply; num_identity counts the
+    items to which it did.
     """
 
     reconstruction: Tensor
     attention: Tensor
     identity: Tensor
+    prior: Tensor
     total: Tensor
     num_identity: int

@@ -9,6 +9,8 @@ from comfy_api.latest import io
 from . import patching
 from .sockets import ArtifactType, checkpoint_inputs, schema, strength_input
 
+SAME_FILE = "the same file"
+
 
 class LoadMagiCaptureLoRA(io.ComfyNode):
     @classmethod
@@ -32,6 +34,21 @@ class LoadMagiCaptureLoRA(io.ComfyNode):
                     "strength_clip",
                     "How strongly the LoRA's text part acts, where it has one. The learned words always count.",
                 ),
+                strength_input(
+                    "strength_subject",
+                    "How strongly the person's half of the LoRA acts. Other than 1 needs a LoRA of split adapters.",
+                ),
+                strength_input(
+                    "strength_style",
+                    "How strongly the style's half of the LoRA acts. Other than 1 needs a LoRA of split adapters.",
+                ),
+                io.Combo.Input(
+                    "style_lora_name",
+                    options=[SAME_FILE, *patching.choices()],
+                    default=SAME_FILE,
+                    tooltip="Take the style, its word and its half of the LoRA, from another file: the person of the "
+                    "one in the style of the other. Both must be of split adapters.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with the LoRA attached."),
@@ -43,14 +60,29 @@ class LoadMagiCaptureLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, lora_name: str, **others: Any) -> list[Any]:
-        return patching.fingerprint(lora_name)
+    def fingerprint_inputs(cls, lora_name: str, style_lora_name: str, **others: Any) -> list[Any]:
+        names = [name for name in (lora_name, style_lora_name) if name != SAME_FILE]
+        return [patching.fingerprint(name) for name in names]
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, lora_name: str, strength_model: float, strength_clip: float
+        cls,
+        model: Any,
+        clip: Any,
+        lora_name: str,
+        strength_model: float,
+        strength_clip: float,
+        strength_subject: float,
+        strength_style: float,
+        style_lora_name: str,
     ) -> io.NodeOutput:
+        from ..magicapture_core import halves
+
         artifact = patching.load(lora_name)
+        if style_lora_name != SAME_FILE:
+            other = patching.load(style_lora_name)
+            artifact = halves.mix(artifact, other, f"{artifact.name}_in_{other.name}")
+        artifact = halves.scaled(artifact, {"subject": strength_subject, "style": strength_style})
         model, clip, _ = patching.attach(artifact, model, clip, strength_model, strength_clip)
         return io.NodeOutput(model, clip, artifact)
 

@@ -44,6 +44,13 @@ WIDGETS = {  # id -> folded away; saved workflows hold values by position, so ne
     "loss_identity_weight": True,
     "loss_identity_max_timestep": True,
     "loss_identity_tasks": True,
+    "lora_adapters": True,
+    "loss_identity_target": True,
+    "loss_identity_weighting": True,
+    "loss_identity_min_cosine": True,
+    "loss_min_snr_gamma": True,
+    "loss_prior_weight": True,
+    "inversion_pull_norm": True,
 }
 
 

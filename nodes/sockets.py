@@ -164,7 +164,7 @@ def _socket(name: str, field: FieldInfo, default: Any) -> Any:
 
 def _step(default: float) -> float:
     """Two digits of the default: 5e-4 moves by 1e-5."""
-    return 10.0 ** (math.floor(math.log10(default)) - 1) if default else 0.01
+    return 10.0 ** (math.floor(math.log10(abs(default))) - 1) if default else 0.01
 
 
 def _bounds(field: FieldInfo, step: float) -> dict[str, Any]:

@@ -67,6 +67,30 @@ def test_train_generate_attention_inspect_unpack(photos, tmp_path, capsys):
     assert len(run("unpack", trained["lora"], "--output", tmp_path / "words")["embeddings"]) == 2
 
 
+def test_split_adapters_from_training_to_a_mix(photos, tmp_path, capsys):
+    """Trained, told by inspect, the style taken out and used without the person, and two runs mixed."""
+    settings = tmp_path / "run.toml"
+    settings.write_text('[lora]\nadapters = "split"\nlora_rank = 4\nlora_alpha = 4.0\n', encoding="utf-8")
+
+    def run(*arguments):
+        assert main([*map(str, arguments), "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    trained = run(*train_arguments(photos, tmp_path, *STEPS, "--config", settings))["lora"]
+    told = run("inspect", trained)
+    assert (told["rank_split"], told["lora_rank"]) == ({"subject": 4, "style": 4}, [8])
+    style = run("extract", trained, "--concept", "style", "--output", tmp_path)["lora"]
+    told = run("inspect", style)
+    assert (told["name"], told["rank_split"], told["lora_rank"]) == ("someone_style_only", {"style": 4}, [4])
+    assert [token["name"] for token in told["tokens"]] == ["style"]
+    sampling = ("--output", tmp_path / "out", "--num-steps", 2, "--device", "cpu")
+    assert run("generate", "--lora", style, *sampling, "--prompt", "a person in the {style} style")["images"]
+    assert main(["generate", "--lora", style, *map(str, sampling)]) == 2
+    assert "{subject}" in capsys.readouterr().err
+    mixed = run("mix", "--subject", trained, "--style", style, "--output", tmp_path, "--name", "both")["lora"]
+    assert run("generate", "--lora", mixed, *sampling)["images"]
+
+
 def test_a_recogniser_takes_part_where_faces_are_known(photos, tmp_path, capsys, detector):
     """On the pack's own sample pictures, whose faces are found; photos with masks alone are refused in one line."""
     network, output = onnx_files.small_network()
@@ -216,7 +240,8 @@ def test_two_photos_or_masks_of_one_stem_are_named(photos, tmp_path, capsys, fol
 
 
 def test_every_command_explains_itself(capsys):
-    for name in ("demo", "masks", "train", "generate", "attention", "restore", "inspect", "unpack", "models"):
+    names = ("demo", "masks", "train", "generate", "attention", "restore", "inspect", "unpack", "extract", "mix")
+    for name in (*names, "models"):
         with pytest.raises(SystemExit) as stopped:
             main([name, "--help"])
         assert stopped.value.code == 0

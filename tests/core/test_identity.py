@@ -9,9 +9,20 @@ import torch
 from magicapture_core.backbone import TINY_FOLDER, tiny
 from magicapture_core.dataset import ItemKey, encode, step_items
 from magicapture_core.faces import load_face_detector
-from magicapture_core.identity import MARGIN, Likeness, Recogniser, align, embed_latents, face_window, recognition_frame
+from magicapture_core.identity import (
+    MARGIN,
+    MAX_SIDE,
+    Likeness,
+    Recogniser,
+    align,
+    embed_latents,
+    face_window,
+    recognition_frame,
+    shrink_to,
+)
 from magicapture_core.images import load_photo, resize
 from magicapture_core.losses import identity
+from magicapture_core.objective import Terms
 from magicapture_core.trainer import open_run, train
 from magicapture_core.types import Face, Portraits
 from tests.small import LANDMARKS, SmallRecogniser, portraits, same, small_config, weights
@@ -47,7 +58,8 @@ def test_the_face_is_the_style_photos_and_its_owner_a_subject_photo(dataset):
     batch = dataset.draw(small_config(loss={"identity_max_timestep": 1000}), composed(40))
     places = {tuple(landmarks.flatten().tolist()) for landmarks in batch.landmarks}
     assert places == {tuple(LANDMARKS.flatten().tolist()), tuple(MIRRORED.flatten().tolist())}
-    drawn = (batch.target_embeds[:, None] == dataset.likeness.embeddings).all(-1)
+    assert batch.target_embeds.shape[1] == 1
+    drawn = (batch.target_embeds == dataset.likeness.embeddings).all(-1)
     assert drawn.any(1).all()
     assert drawn.any(0).all()
 
@@ -142,7 +154,7 @@ def test_the_term_by_hand_and_one_unet_pass(backbone, dataset):
         torch.no_grad(),
         open_run(backbone, dataset, config) as run,
         backbone.unet.register_forward_hook(keep),
-        run.objective.terms(batch, refocus=True) as (_, _, term),
+        run.objective.terms(batch, Terms(1, 1, 1, 0)) as (_, _, term, _),
     ):
         pass
     abar = backbone.noise_scheduler.alphas_cumprod[batch.timesteps[0]]
@@ -150,7 +162,7 @@ def test_the_term_by_hand_and_one_unet_pass(backbone, dataset):
     with torch.no_grad():
         pred_embeds = embed_latents(backbone.vae, dataset.likeness.recogniser, latents, batch.landmarks[0])
     assert len(calls) == 1
-    torch.testing.assert_close(term, 2 * identity(pred_embeds, batch.target_embeds))
+    torch.testing.assert_close(term, 2 * identity(pred_embeds, batch.target_embeds[0]))
 
 
 def test_the_identity_term_alone_moves_the_lora_and_nothing_else(backbone, dataset):
@@ -160,7 +172,7 @@ def test_the_identity_term_alone_moves_the_lora_and_nothing_else(backbone, datas
     config = small_config(inversion={"num_steps": 0}, loss={"attention_downscale": 2, "identity_max_timestep": 1000})
     with open_run(backbone, dataset, config) as run:
         run.begin("tuning", {}, midway=False)
-        with run.objective.terms(dataset.draw(config, composed(1)), refocus=False) as (_, _, term):
+        with run.objective.terms(dataset.draw(config, composed(1)), Terms(1, 0, 1, 0)) as (_, _, term, _):
             term.sum().backward()
         gradients = [parameter.grad for parameter in run.trainable() if parameter.grad is not None]
         assert len(gradients) == len(run.trainable())
@@ -182,3 +194,77 @@ def test_a_run_tells_how_often_it_looked_at_a_face(backbone, dataset):
 def test_a_likeness_needs_a_known_face():
     nobody = Likeness.of(SmallRecogniser(), replace(portraits(2), faces=[]), torch.device("cpu"))
     assert len(nobody.embeddings) == 0
+
+
+def test_the_target_may_be_one_photo_their_mean_or_the_nearest():
+    """Three photos seen as x, y and z: the mean is (1, 1, 1) / sqrt 3, and `best` leaves the choice to the loss."""
+
+    def last(count: int) -> int:
+        return count - 1
+
+    likeness = Likeness(recogniser=SmallRecogniser(), embeddings=torch.eye(3))
+    assert torch.equal(likeness.targets("random", last), torch.tensor([[0.0, 0.0, 1.0]]))
+    torch.testing.assert_close(likeness.targets("mean", last), torch.full((1, 3), 3**-0.5))
+    assert torch.equal(likeness.targets("best", last), torch.eye(3))
+
+
+def identity_term(backbone, dataset, **loss):
+    """The term of one composed item at a step below 500, and that step."""
+    config = small_config(loss={"attention_downscale": 2, "identity_max_timestep": 500, **loss})
+    item = next(item for item in composed(20) if dataset.draw(config, [item]).identity_items)
+    batch = dataset.draw(config, [item])
+    with (
+        torch.no_grad(),
+        open_run(backbone, dataset, config) as run,
+        run.objective.terms(batch, Terms(1, 0, 1, 0)) as terms,
+    ):
+        return float(terms.identity), int(batch.timesteps)
+
+
+def test_the_nearest_photo_asks_least(backbone, dataset):
+    ones = [
+        identity_term(backbone, replace(dataset, likeness=replace(dataset.likeness, embeddings=row[None])))[0]
+        for row in dataset.likeness.embeddings
+    ]
+    best, _ = identity_term(backbone, dataset, identity_target="best")
+    assert best == pytest.approx(min(ones))
+    assert max(ones) > min(ones)
+
+
+def test_noisier_steps_may_count_less(backbone, dataset):
+    flat, timestep = identity_term(backbone, dataset)
+    falling, _ = identity_term(backbone, dataset, identity_weighting="falling")
+    assert falling == pytest.approx(flat * (1 - timestep / 1000) ** 2)
+
+
+def test_a_face_that_is_not_alike_enough_is_left_out(backbone, dataset):
+    flat, _ = identity_term(backbone, dataset)
+    cosine = 1 - flat / 2  # the term is doubled: half of all steps take part
+    assert identity_term(backbone, dataset, identity_min_cosine=cosine - 0.01)[0] == flat
+    assert identity_term(backbone, dataset, identity_min_cosine=cosine + 0.01)[0] == 0
+
+
+def test_a_large_window_is_decoded_smaller():
+    """30 x 24 cells of a ramp into 24: 24 x 19, whose middles lie where they lay."""
+    ramp = torch.arange(30.0)[None, None, :, None].expand(1, 4, 30, 24)
+    window, scale = shrink_to(ramp, 24)
+    assert window.shape == (1, 4, 24, 19)
+    torch.testing.assert_close(scale, torch.tensor([19 / 24, 24 / 30]))
+    torch.testing.assert_close(window[0, 0, 0, 0], torch.tensor(0.5))  # the mean of the cells 0 and 1
+    small = torch.zeros(1, 4, 24, 10)
+    assert shrink_to(small, 24)[0] is small
+
+
+def test_a_large_face_is_seen_as_well_after_shrinking(backbone, monkeypatch):
+    """A face over most of 256 pixels, decoded whole and within a cap of three quarters of it: aligned, in -1..1."""
+    vae = deepcopy(backbone.vae)
+    photo = resize(load_photo(TINY_FOLDER / "samples" / "person_1.jpg")[None, :, :640], (256, 256))
+    [face] = load_face_detector().detect(photo[0])
+    assert face.landmarks is not None
+    faces = []
+    for cap in (MAX_SIDE, 96):
+        monkeypatch.setattr("magicapture_core.identity.MAX_SIDE", cap)
+        with torch.no_grad():
+            latents = vae.encode(photo * 2 - 1).latent_dist.mean[0] * vae.config.scaling_factor
+            faces.append(embed_latents(vae, Seen(), latents, face.landmarks))
+    assert (faces[0] - faces[1]).abs().mean() < 0.35 * faces[0].std()

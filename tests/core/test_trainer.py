@@ -8,6 +8,7 @@ import torch
 
 from magicapture_core.backbone import tiny
 from magicapture_core.dataset import encode, step_items
+from magicapture_core.objective import Terms
 from magicapture_core.trainer import open_run, train
 from magicapture_core.types import MagiCaptureError
 from tests.small import portraits, same, small_config, weights
@@ -156,7 +157,10 @@ def test_twenty_steps_lower_the_loss(backbone, dataset):
     items = [item for step in range(1000, 1004) for item in step_items(config, "tuning", step)]
 
     def loss(run):
-        with torch.no_grad(), run.objective.terms(dataset.draw(config, items), refocus=False) as (reconstruction, *_):
+        with (
+            torch.no_grad(),
+            run.objective.terms(dataset.draw(config, items), Terms(1, 0, 0, 0)) as (reconstruction, *_),
+        ):
             return float(reconstruction.mean())
 
     losses = [loss(step.run) for step in train(backbone, dataset, config) if step.step in (1, 20)]
@@ -193,3 +197,48 @@ def test_a_grid_without_attention_layers_is_named(backbone, dataset):
             encode(backbone, portraits(1), portraits(1), small_config(loss={"attention_downscale": 8})),
             config.model_copy(update={"loss": small_config(loss={"attention_downscale": 8}).loss}),
         )
+
+
+def test_the_words_lengths_are_pulled_towards_those_of_the_models_own(backbone, dataset):
+    """Learning rate 1e-3 and three steps of falling rates: lam = .1, .0667, .0333 of the way; the words hardly move."""
+    settings = {"num_steps": 3, "token_learning_rate": 1e-3}
+    wanted = backbone.text_encoder.get_input_embeddings().weight.norm(dim=1).mean()
+
+    def lengths(pull_norm):
+        config = small_config(inversion={**settings, "pull_norm": pull_norm}, tuning={"num_steps": 0})
+        *_, last = (
+            [token.vectors.norm(dim=1) for token in step.run.tokens()] for step in train(backbone, dataset, config)
+        )
+        return torch.cat(last)
+
+    free, pulled = lengths(False), lengths(True)
+    remaining = 0.9 * (1 - 0.2 / 3) * (1 - 0.1 / 3)
+    torch.testing.assert_close(pulled - wanted, (free - wanted) * remaining, atol=0.02, rtol=0.05)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_split_adapters_learn_each_from_its_own_items(backbone, dataset, checkpointing):
+    """Source items give gradient to the subject's half alone, reference items to the style's, composed ones to both."""
+    split = {"adapters": "split", "text_encoder": True}
+    config = small_config(lora=split, gradient_checkpointing=checkpointing, batch_size=3)
+    with open_run(backbone, dataset, config) as run:
+        run.begin("tuning", {}, midway=False)
+        parameters = {name: p for name, p in run._parameters.items() if name.startswith("lora.")}
+        for parameter in parameters.values():
+            parameter.data.normal_(std=0.05, generator=torch.Generator().manual_seed(0))
+        for item, acts in zip(step_items(config, "tuning", 0), ((1, 0), (0, 1), (1, 1)), strict=True):
+            run.backward(dataset.draw(config, [item]), "tuning", share=1.0)
+            for parameter in parameters.values():
+                assert parameter.grad is not None
+                halves = parameter.grad.chunk(2, 0 if parameter.shape[0] == 8 else 1)  # down [2r,in], up [out,2r]
+                assert [bool(half.abs().sum() > 0) for half in halves] == [bool(act) for act in acts]
+                parameter.grad = None
+
+
+def test_split_adapters_in_one_pass_are_those_in_three(backbone, dataset):
+    one, three = (
+        run_states(backbone, dataset, small_config(lora={"adapters": "split"}, batch_size=size))[-1] for size in (1, 3)
+    )
+    for key in one:
+        if key.startswith("parameter."):
+            torch.testing.assert_close(one[key], three[key], atol=2e-5, rtol=1e-3)

@@ -99,6 +99,35 @@ def check_wrong_models_are_refused(pack, loaded):
     assert "magicapture-tiny" in messages[1]
 
 
+def check_the_loader_scales_and_mixes_halves(pack, loaded):
+    """Two files of split adapters: one at half strength for its style, and the person of one with the style of both."""
+    from dataclasses import replace
+
+    import folder_paths
+
+    node, core = module(pack, "nodes.artifact").LoadMagiCaptureLoRA, module(pack, "magicapture_core.artifact")
+    folder = Path(folder_paths.get_folder_paths("loras")[0])
+    made = [replace(random_artifact(pack, seed), rank_split={"subject": 3, "style": 1}) for seed in (0, 1)]
+    first, second = (core.save(replace(artifact, name="split"), folder)[0].name for artifact in made)
+    folder_paths.filename_list_cache.clear()
+
+    def load(strength_style, style_lora_name):
+        values = {"lora_name": first, "strength_subject": 1.0, "strength_style": strength_style}
+        return node.execute(
+            *loaded[:2], strength_model=1.0, strength_clip=1.0, style_lora_name=style_lora_name, **values
+        ).result[2]
+
+    key = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_q.lora_up.weight"
+    whole, scaled, mixed = load(1.0, "the same file"), load(0.5, "the same file"), load(1.0, second)
+    assert torch.equal(whole.lora[key], made[0].lora[key])
+    assert torch.equal(scaled.lora[key], made[0].lora[key] * torch.tensor([1, 1, 1, 0.5]).half())
+    halved = [artifact.lora[key] / 2 for artifact in made]  # alpha 2 of rank 4: the mix has a scale of 1
+    assert torch.equal(mixed.lora[key], torch.cat([halved[0][:, :3], halved[1][:, 3:]], 1))
+    assert torch.equal(mixed.tokens[1].vectors, made[1].tokens[1].vectors)
+    marks = {str(node.fingerprint_inputs(lora_name=first, style_lora_name=name)) for name in ("the same file", second)}
+    assert len(marks) == 2
+
+
 def check_newest_is_the_last_of_ours(pack):
     """`newest` passes over files of others and takes the youngest of ours; its fingerprint follows."""
     import folder_paths
