@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .types import MagiCaptureError
+
+if TYPE_CHECKING:  # install.py uses this module where torch may be missing
+    from torch import Tensor
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> Path:
@@ -49,3 +52,26 @@ def read_weights(path: Path) -> Any:
             f"{path.name}: cannot be read: damaged, cut off, or more than tensors, which is not opened here "
             f"({type(error).__name__}); fetch it again, or save the network's state_dict() alone"
         ) from error
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """read_weights of a file that holds named tensors and nothing else. Raises MagiCaptureError for any other."""
+    import torch
+
+    weights = read_weights(path)
+    is_plain = isinstance(weights, dict) and all(isinstance(value, torch.Tensor) for value in weights.values())
+    if not is_plain or not all(isinstance(key, str) for key in weights):
+        raise MagiCaptureError(f"{path.name}: no plain state dict; save the network's state_dict() alone")
+    return weights
+
+
+def check_weights(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], name: str, kind: str) -> None:
+    """Every weight is there, and no other. name: the file's, kind: what it should be, both for the message."""
+    shapes = [{key: tuple(value.shape) for key, value in weights.items()} for weights in (wanted, given)]
+    faults = [key for key in shapes[0] | shapes[1] if shapes[0].get(key) != shapes[1].get(key)]
+    if faults:
+        right, found = (of.get(faults[0], "nothing") for of in shapes)
+        raise MagiCaptureError(
+            f"{name}: {faults[0]} should be {right} and is {found} ({len(faults)} such): damaged, quantised or no "
+            f"{kind}; fetch it again"
+        )

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .files import check_weights
 from .identity import ARCFACE_SIZE, Recogniser
 from .types import MagiCaptureError
 
@@ -88,7 +89,7 @@ def load_iresnet(weights: Mapping[str, Tensor], name: str) -> IResNet:
         net = IResNet(blocks, width, _num_rows(weights, "fc.weight", NUM_FEATURES))
     floats = {key: value.float() for key, value in weights.items() if value.is_floating_point()}
     wanted = {key: value for key, value in net.state_dict().items() if value.is_floating_point()}
-    _check(wanted, floats, name)
+    check_weights(wanted, floats, name, "backbone of arcface_torch")
     # How many steps the training had decides nothing, and not every file says it.
     counters = {key: torch.zeros((), dtype=torch.int64) for key in net.state_dict().keys() - wanted.keys()}
     net.load_state_dict({**floats, **counters}, assign=True)
@@ -100,17 +101,5 @@ def _num_blocks(weights: Mapping[str, Tensor], stage: int) -> int:
 
 
 def _num_rows(weights: Mapping[str, Tensor], key: str, usual: int) -> int:
-    """`usual` where the weight is missing or a single number; _check says so."""
+    """`usual` where the weight is missing or a single number; check_weights says so."""
     return next(iter(weights[key].shape), usual) if key in weights else usual
-
-
-def _check(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], name: str) -> None:
-    """Every weight is there, and no other."""
-    shapes = [{key: tuple(value.shape) for key, value in weights.items()} for weights in (wanted, given)]
-    faults = [key for key in shapes[0] | shapes[1] if shapes[0].get(key) != shapes[1].get(key)]
-    if faults:
-        right, found = (of.get(faults[0], "nothing") for of in shapes)
-        raise MagiCaptureError(
-            f"{name}: {faults[0]} should be {right} and is {found} ({len(faults)} such): damaged, quantised or no "
-            "backbone of arcface_torch; fetch it again"
-        )

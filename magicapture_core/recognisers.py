@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .files import read_weights
+from .files import read_state_dict
 from .identity import ARCFACE_SIZE, Recogniser
 from .iresnet import load_iresnet
 from .onnx_graph import Graph, read_graph
@@ -32,7 +32,7 @@ def load_recogniser(path: Path) -> Recogniser:
         raise MagiCaptureError(f"{path}: there is no such file")
     if suffix == ".onnx":
         return OnnxRecogniser(read_graph(path), path.name)
-    return load_iresnet(_state_dict(path), path.name)
+    return load_iresnet(read_state_dict(path), path.name)
 
 
 class OnnxRecogniser(Recogniser):
@@ -82,11 +82,3 @@ def _other_kind(name: str, fact: str) -> MagiCaptureError:
     return MagiCaptureError(
         f"{name}: {fact}; a face recogniser makes [N,D] of [N,3,112,112]: take w600k_r50.onnx or glintr100.onnx"
     )
-
-
-def _state_dict(path: Path) -> dict[str, Tensor]:
-    weights = read_weights(path)
-    is_plain = isinstance(weights, dict) and all(isinstance(value, Tensor) for value in weights.values())
-    if not is_plain or not all(isinstance(key, str) for key in weights):
-        raise MagiCaptureError(f"{path.name}: no plain state dict; save the network's state_dict() alone")
-    return weights
