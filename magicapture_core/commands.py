@@ -189,7 +189,7 @@ def train(arguments: Namespace) -> Result:
                     f"goes on at step {step.step}" if step.step > 1 else "no state to go on from", file=sys.stderr
                 )
             bar.update(step.step - bar.n)
-            bar.set_postfix(phase=step.phase, loss=f"{float(step.losses.total):.4f}")
+            bar.set_postfix(phase=step.phase, loss=f"{step.losses.total:.4f}")
             if step.step % max(1, config.num_steps // PREVIEWS) == 0:
                 save_preview(step, config, samples)
             if stopped():
@@ -209,6 +209,7 @@ def train(arguments: Namespace) -> Result:
             resume=arguments.resume,
             on_estimate=lambda estimate: bar.write(f"estimate: {estimate}", file=sys.stderr),
             on_step=on_step,
+            say=lambda text: bar.write(text, file=sys.stderr),
         )
     said: Result = {"lora": str(result.files[0]), "embeddings": [str(file) for file in result.files[1:]]}
     said |= {"photos": [str(note) for note in [*subject_notes, *style_notes, *notes]]}

@@ -9,11 +9,10 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -35,27 +34,11 @@ if TYPE_CHECKING:
 STATE_EVERY = 100  # steps between two states on the disk
 KEY_FORMAT = "3"  # raised when the same inputs would train differently
 OUT_OF_MEMORY = (
-    "out of memory: switch on gradient_checkpointing or lower batch_size and resume at the last step; or train anew "
-    "with a smaller resolution or lora_rank"
+    "out of memory, with gradient_checkpointing and {batch_size} pictures at once too: close what else uses the memory "
+    "and resume at the last step; or train anew with a smaller resolution or lora_rank"
 )
+RETRY = "out of memory: goes on with gradient_checkpointing and {batch_size} pictures at once; the result is the same"
 TERMS = ("reconstruction", "attention", "identity", "prior", "total")  # a row of the history
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def telling_out_of_memory(function: Callable[P, R]) -> Callable[P, R]:
-    """The same function; where memory runs out it raises MagiCaptureError with the remedy."""
-
-    @wraps(function)
-    def telling(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return function(*args, **kwargs)
-        except torch.OutOfMemoryError:
-            pass  # told below: here the traceback would hold on to the memory of the failed step
-        raise MagiCaptureError(OUT_OF_MEMORY)
-
-    return telling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +52,6 @@ class Result:
     resumed_from: int = 0
 
 
-@telling_out_of_memory
 def personalize(
     backbone: Backbone,
     subject: Portraits,
@@ -85,60 +67,96 @@ def personalize(
     resume: bool = True,
     on_estimate: Callable[[Estimate], None] = lambda estimate: None,
     on_step: Callable[[TrainStep], None] = lambda step: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Result:
     """Encode, invert, tune, save. The backbone is moved to the device and the configuration's precision.
 
     folder: keeps the state and the result of this name. save: puts the artifact where it belongs, returns its files.
     key: the `result_key` of these inputs, from a caller who has it: computing it reads every weight.
     on_step may look at the live run, make previews, and raise whatever it likes to stop: the state is then on the disk,
-    as it is when memory runs out, and the next call with the same inputs and `resume` goes on from it, bit for bit.
+    as it is after any fault, and the next call with the same inputs and `resume` goes on from it, bit for bit. Where
+    memory runs out, the same run goes on by itself with less of it, which `say` tells.
     """
     check_name(name)
     if not config.inversion.num_steps + config.tuning.num_steps:
         raise MagiCaptureError("nothing to train: inversion.num_steps and tuning.num_steps are both 0")
     key = key or result_key(backbone, subject, style, config, recogniser)
+    check_weights(backbone)
     backbone.to(torch.device(device), resolve_dtype(config, torch.device(device)))
-    dataset = encode(backbone, subject, style, config, recogniser)
-    on_estimate(estimate(backbone, dataset, config))
-
     state_file = folder / f"state-{key[:16]}.safetensors"
-    state = _load_state(state_file) if resume else {}
-    history: list[list[float]] = state.pop("history", torch.empty(0, len(TERMS))).tolist()
-    resumed_from, result = len(history), None
+    if not resume:
+        state_file.unlink(missing_ok=True)
 
-    def keep(step: TrainStep) -> None:
-        _save_state(state_file, step, history)
+    def attempt(config: TrainConfig) -> Result:
+        dataset = encode(backbone, subject, style, config, recogniser)
+        on_estimate(estimate(backbone, dataset, config))
+        state = _load_state(state_file)
+        history: list[list[float]] = state.pop("history", torch.empty(0, len(TERMS))).tolist()
+        resumed_from, result = len(history), None
 
-    with closing(train(backbone, dataset, config, state)) as steps:
-        for step in _kept_out_of_memory(steps, keep):
-            history.append([float(getattr(step.losses, term)) for term in TERMS])
-            if step.step == step.num_steps:  # kept before anyone can say stop
-                files = save(to_artifact(step.run, name))
-                result = Result(key=key, files=files, history=history, resumed_from=resumed_from)
-                _save_result(folder, result)
-            elif step.step % STATE_EVERY == 0:
-                keep(step)
-            try:
-                on_step(step)
-            except BaseException:  # the host's own way to say stop may be none of Exception's
-                if result is None:
+        def keep(step: TrainStep) -> None:
+            _save_state(state_file, step, history)
+
+        with closing(train(backbone, dataset, config, state)) as steps:
+            for step in _kept_at_a_fault(steps, keep):
+                history.append([getattr(step.losses, term) for term in TERMS])
+                if step.step == step.num_steps:  # kept before anyone can say stop
+                    files = save(to_artifact(step.run, name))
+                    result = Result(key=key, files=files, history=history, resumed_from=resumed_from)
+                    _save_result(folder, result)
+                elif step.step % STATE_EVERY == 0:
                     keep(step)
-                raise
-    assert result is not None  # a state is only kept before the last step
-    state_file.unlink(missing_ok=True)
-    return result
+                try:
+                    on_step(step)
+                except BaseException:  # the host's own way to say stop may be none of Exception's
+                    if result is None:
+                        keep(step)
+                    raise
+        assert result is not None  # a state is only kept before the last step
+        state_file.unlink(missing_ok=True)
+        return result
+
+    return within_memory(attempt, config, say)
 
 
-def _kept_out_of_memory(steps: Iterable[TrainStep], keep: Callable[[TrainStep], None]) -> Iterator[TrainStep]:
-    """The same steps; when memory runs out in one, the state after the one before it is kept.
+def check_weights(backbone: Backbone) -> None:
+    """Raises MagiCaptureError for a checkpoint that holds NaN or infinity: every picture and loss would."""
+    for part in ("unet", "text_encoder", "vae"):
+        for name, weight in getattr(backbone, part).state_dict().items():
+            if not weight.sum(dtype=torch.float32).isfinite():  # one pass, and no second tensor of its size
+                raise MagiCaptureError(
+                    f"the checkpoint's {part} holds numbers that are not finite, in {name}: get the file again, or "
+                    "take another"
+                )
 
-    It can be: the optimizer moves nothing before all of a step's passes are done.
+
+def within_memory(attempt: Callable[[TrainConfig], Result], config: TrainConfig, say: Callable[[str], None]) -> Result:
+    """attempt(config); where memory runs out, once more with checkpointing and half the pictures in a pass.
+
+    Raises MagiCaptureError with the remedy when it runs out again, or when there is nothing left to save.
+    """
+    less = config.model_copy(update={"gradient_checkpointing": True, "batch_size": max(config.batch_size // 2, 1)})
+    try:
+        return attempt(config)
+    except torch.OutOfMemoryError:
+        pass  # gone on below: in here the traceback would hold on to the memory of the failed step
+    if less != config:
+        say(RETRY.format(batch_size=less.batch_size))
+        with suppress(torch.OutOfMemoryError):
+            return attempt(less)
+    raise MagiCaptureError(OUT_OF_MEMORY.format(batch_size=less.batch_size))
+
+
+def _kept_at_a_fault(steps: Iterable[TrainStep], keep: Callable[[TrainStep], None]) -> Iterator[TrainStep]:
+    """The same steps; when one fails, for want of memory or by a loss that is none, the state before it is kept.
+
+    It can be: nothing moves before all of a step's passes are done and their losses are known.
     """
     step = None
     try:
         for step in steps:
             yield step
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MagiCaptureError):
         if step is not None:
             keep(step)
         raise
@@ -239,7 +257,7 @@ def _save_state(path: Path, step: TrainStep, history: list[list[float]]) -> None
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    state = step.state() | {"history": torch.tensor(history)}
+    state = step.state() | {"history": torch.tensor(history, dtype=torch.float64)}
     write_atomic(path, lambda file: save_file(state, file))
 
 

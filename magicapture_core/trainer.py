@@ -6,6 +6,7 @@ any step, leaves the backbone's modules as they were. Knows nothing of files.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
@@ -57,7 +58,7 @@ def train(
     """Phase 1 moves the learned words alone (Eq. 9), phase 2 the LoRA and the words (Eq. 10).
 
     resume: a `TrainStep.state()` of the same photos and configuration; the run goes on bit for bit as if it had never
-    stopped. Raises MagiCaptureError when a loss is not a number.
+    stopped. Raises MagiCaptureError when a loss or a gradient is not a number; nothing has moved in that step then.
     """
     done = int(resume["step"]) if resume else 0
     phases: dict[Phase, int] = {"inversion": config.inversion.num_steps, "tuning": config.tuning.num_steps}
@@ -69,17 +70,12 @@ def train(
                 saved = {}
                 for step in range(max(done - first, 0), num_steps):
                     started = time.perf_counter()
-                    terms = run.update(phase, step, fraction_left=1 - step / num_steps)
-                    if not terms.total.isfinite():
-                        raise MagiCaptureError(
-                            f"the loss is not a number at step {first + step + 1}: take dtype bf16 or fp32, or lower "
-                            "the learning rates"
-                        )
+                    losses = run.update(phase, step, fraction_left=1 - step / num_steps)
                     yield TrainStep(
                         phase=phase,
                         step=first + step + 1,
                         num_steps=sum(phases.values()),
-                        losses=terms,
+                        losses=losses,
                         seconds=time.perf_counter() - started,
                         run=run,
                     )
@@ -197,7 +193,10 @@ class Run:
     # -- one step ------------------------------------------------------------------------------------------------------
 
     def update(self, phase: Phase, step: int, fraction_left: float) -> LossTerms:
-        """One optimizer step over the step's items, learning rates at `fraction_left` of their start (linear decay)."""
+        """One optimizer step over the step's items, learning rates at `fraction_left` of their start (linear decay).
+
+        What a step has to say is read off the device once, before anything moves.
+        """
         for group in self._optimizer.param_groups:
             group["lr"] = group["base"] * fraction_left
         items = step_items(self.config, phase, step)
@@ -208,14 +207,27 @@ class Run:
             sums += self.backward(batch, phase, share=1 / len(items))
             num_identity += len(batch.identity_items)
         self._scaler.unscale_(self._optimizer)
-        nn.utils.clip_grad_norm_(self.trainable(), self.config.max_grad_norm)
+        norm = nn.utils.clip_grad_norm_(self.trainable(), self.config.max_grad_norm)
+        *read, length = torch.cat([sums, norm[None]]).tolist()
+        means = Terms(*read)
+        total = means.weighed(self.weights(phase))
+        self._check_numbers(phase, step, total, length)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
         if phase == "inversion" and self.config.inversion.pull_norm:
             self._pull_norms(rate=self.config.inversion.token_learning_rate * fraction_left)
-        means = Terms(*sums)
-        return LossTerms(**means._asdict(), total=means.weighed(self.weights(phase)), num_identity=num_identity)
+        return LossTerms(**means._asdict(), total=total, num_identity=num_identity)
+
+    def _check_numbers(self, phase: Phase, step: int, total: float, gradient: float) -> None:
+        """In fp16 a gradient may overflow: the scaler passes over such a step, at a lower scale from then on."""
+        half = self.backbone.unet.dtype == torch.float16
+        if math.isfinite(total) and (half or math.isfinite(gradient)):
+            return
+        number = step + 1 + (self.config.inversion.num_steps if phase == "tuning" else 0)
+        what = "gradient" if math.isfinite(total) else "loss"
+        remedy = "fp16 overflows here, take dtype bf16 or fp32" if half else "lower the learning rates"
+        raise MagiCaptureError(f"the {what} is not a number at step {number}, which changed nothing: {remedy}")
 
     @torch.no_grad()
     def _pull_norms(self, rate: float) -> None:

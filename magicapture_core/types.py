@@ -89,17 +89,16 @@ class LoraLayer:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LossTerms:
-    """The terms of Eq. 10 before and after weighting, means over the items of a step: 0-dim, no gradient, still on the
-    device, so that reading them is the caller's choice.
+    """The terms of Eq. 10 before and after weighting, means over the items of a step.
 
     total = reconstruction + attention_weight * attention + identity_weight * identity + prior_weight * prior, each
     weight 0 in a phase that does not have the term. identity is zero where it does not apply; num_identity counts the
     items to which it did.
     """
 
-    reconstruction: Tensor
-    attention: Tensor
-    identity: Tensor
-    prior: Tensor
-    total: Tensor
+    reconstruction: float
+    attention: float
+    identity: float
+    prior: float
+    total: float
     num_identity: int

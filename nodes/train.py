@@ -190,6 +190,7 @@ def train(
             resume=not train_again,
             on_estimate=progress.estimated,
             on_step=progress.stepped,
+            say=progress.say,
         )
     finally:
         backbone.to(torch.device("meta"), torch.float32)  # frees the weights, even while a traceback holds the modules

@@ -151,7 +151,7 @@ def test_ctrl_c_is_130_with_a_state_that_resume_goes_on_from(photos, tmp_path, c
 
 
 def test_out_of_memory_is_one_line_with_a_state_that_resume_goes_on_from(photos, tmp_path, capsys):
-    """In the third step: the estimate makes two passes, and each step of phase 1 two."""
+    """In the third step, and in the second try at it: an estimate makes two passes, and each step of phase 1 two."""
     passes = []
 
     def run_out(module, inputs):
@@ -163,7 +163,9 @@ def test_out_of_memory_is_one_line_with_a_state_that_resume_goes_on_from(photos,
     arguments = train_arguments(photos, tmp_path, "--inversion-steps", "4", "--tuning-steps", "0")
     with register_module_forward_pre_hook(run_out):
         assert main(arguments) == 2
-    assert "magicapture train: out of memory: switch on gradient_checkpointing" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "out of memory: goes on with gradient_checkpointing and 6 pictures at once" in said
+    assert "magicapture train: out of memory, with gradient_checkpointing and 6 pictures at once too: " in said
     assert main([*arguments, "--resume"]) == 0
     said = capsys.readouterr()
     assert "goes on at step 3" in said.err

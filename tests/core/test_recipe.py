@@ -67,7 +67,7 @@ def test_a_stopped_run_resumes_to_the_same_file(tmp_path, stop_after):
 
 @pytest.mark.parametrize("last", [1, 3, 4])
 def test_out_of_memory_is_one_line_gives_memory_back_and_resumes(tmp_path, last):
-    """In the step after `last`, the first of phase 2 among them. The retry spends less memory, as the line says."""
+    """In the step after `last`, the first of phase 2 among them, and again with checkpointing."""
     whole, _ = personalize(tmp_path / "whole")
     backbone, activations, done = tiny(), [], []
     before = weights(backbone.unet, backbone.text_encoder)
@@ -78,16 +78,79 @@ def test_out_of_memory_is_one_line_gives_memory_back_and_resumes(tmp_path, last)
             raise torch.OutOfMemoryError("no GPU has this much")
 
     backbone.unet.conv_out.register_forward_pre_hook(run_out)
-    with pytest.raises(MagiCaptureError, match=r"^out of memory: .*gradient_checkpointing.*resolution") as failure:
+    with pytest.raises(MagiCaptureError, match=r"^out of memory, with gradient_checkpointing.*resolution") as failure:
         personalize(tmp_path / "short", backbone=backbone, on_step=done.append)
     assert "\n" not in str(failure.value)
-    assert [activation() for activation in activations] == [None]
+    assert [activation() for activation in activations] == [None, None]
     assert same(weights(backbone.unet, backbone.text_encoder), before)
 
     resumed, steps = personalize(tmp_path / "short", config=small_config(gradient_checkpointing=True))
     assert steps == list(range(last + 1, 7))
     assert resumed.history == whole.history
     assert same(load_file(whole.files[0]), load_file(resumed.files[0]))
+
+
+@pytest.mark.parametrize("last", [0, 2, 3])
+def test_a_run_that_fits_with_checkpointing_goes_on_by_itself(tmp_path, last):
+    """Memory runs out in the step after `last` as long as three pictures go through at once."""
+    whole, _ = personalize(tmp_path / "whole")
+    backbone, done, said = tiny(), [], []
+
+    def run_out(module, inputs):
+        if len(done) == last and len(inputs[0]) > 1:
+            raise torch.OutOfMemoryError("no GPU has this much")
+
+    def on_step(step):
+        done.append(step.step)
+
+    backbone.unet.register_forward_pre_hook(run_out)
+    result, _ = personalize(
+        tmp_path / "short", config=small_config(batch_size=3), backbone=backbone, on_step=on_step, say=said.append
+    )
+    assert done == [1, 2, 3, 4, 5, 6]
+    assert len(said) == 1
+    assert "gradient_checkpointing and 1 pictures" in said[0]
+    assert [row[-1] for row in result.history] == pytest.approx([row[-1] for row in whole.history], rel=1e-3)
+
+
+def test_a_loss_that_is_not_a_number_keeps_the_last_good_state(tmp_path):
+    """The fifth step's: the state of the fourth is on the disk as it would be after a cancel there."""
+    with pytest.raises(Stop):
+        personalize(tmp_path / "stopped", stop_after=4)
+    backbone, done = tiny(), []
+
+    def spoil(module, inputs, output):
+        if len(done) == 4:
+            output.sample[:] = float("nan")
+
+    backbone.unet.register_forward_hook(spoil)
+    with pytest.raises(MagiCaptureError, match=r"the loss is not a number at step 5.*learning rates"):
+        personalize(tmp_path / "spoilt", backbone=backbone, on_step=done.append)
+    states = [load_file(next((tmp_path / run / "work").glob("state-*"))) for run in ("stopped", "spoilt")]
+    assert same(*states)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
+def test_a_checkpoint_with_nan_in_it_is_named(tmp_path, part):
+    backbone = tiny()
+    with torch.no_grad():
+        list(getattr(backbone, part).parameters())[7].view(-1)[-1] = float("nan")
+    with pytest.raises(MagiCaptureError, match=f"the checkpoint's {part} holds numbers that are not finite, in "):
+        personalize(tmp_path, backbone=backbone)
+
+
+@pytest.mark.parametrize("count", [1, 500])
+def test_one_photo_and_five_hundred(tmp_path, count):
+    recipe.personalize(
+        tiny(),
+        portraits(count),
+        portraits(1),
+        small_config(inversion={"num_steps": 1}, tuning={"num_steps": 1}),
+        name="many",
+        folder=tmp_path,
+        save=lambda made: list(artifact.save(made, tmp_path)),
+    )
+    assert artifact.load(tmp_path / "many.safetensors").lora
 
 
 def test_a_stop_on_the_last_step_comes_too_late_to_lose_anything(tmp_path):

@@ -182,8 +182,20 @@ def test_half_precision_bases_train_fp32_parameters(dataset, dtype):
 def test_a_loss_that_is_not_a_number_stops_with_the_step(backbone, dataset):
     broken = encode(backbone, portraits(1), portraits(1), small_config())
     broken.subject.mean[:] = float("nan")
-    with pytest.raises(MagiCaptureError, match="step 1"):
+    with pytest.raises(MagiCaptureError, match="loss is not a number at step 1"):
         run_states(backbone, broken, small_config())
+
+
+def test_a_gradient_that_is_not_a_number_moves_nothing(backbone, dataset):
+    config = small_config(inversion={"num_steps": 2}, tuning={"num_steps": 0})
+    with open_run(backbone, dataset, config) as run:
+        run.begin("inversion", {}, midway=False)
+        run.update("inversion", 0, fraction_left=1.0)
+        before = run.state()
+        run.trainable()[0].register_hook(lambda gradient: gradient / 0)
+        with pytest.raises(MagiCaptureError, match="gradient is not a number at step 2"):
+            run.update("inversion", 1, fraction_left=1.0)
+        assert same(run.state(), before)
 
 
 def test_a_grid_without_attention_layers_is_named(backbone, dataset):
