@@ -86,10 +86,10 @@ def face_window(landmarks: Tensor, grid: tuple[int, int], vae_factor: int, margi
     return rows, columns
 
 
-def embed_latents(vae: Any, recogniser: Recogniser, latents: Tensor, landmarks: Tensor) -> Tensor:
+def embed_latents(vae: Any, recogniser: Recogniser, latents: Tensor, landmarks: Tensor, margin: int = MARGIN) -> Tensor:
     """latents [C,h,w], scaled; landmarks [5,2] in the pixels they decode to -> [1,D], with gradient to the latents."""
     vae_factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    rows, columns = face_window(landmarks, (latents.shape[-2], latents.shape[-1]), vae_factor)
+    rows, columns = face_window(landmarks, (latents.shape[-2], latents.shape[-1]), vae_factor, margin)
     corner = landmarks.new_tensor([columns.start, rows.start]) * vae_factor
     window, scale = shrink_to(latents[None, :, rows, columns], MAX_SIDE // vae_factor)
     pixels = vae.decode(window.to(vae.dtype) / vae.config.scaling_factor).sample

@@ -77,11 +77,14 @@ def run_report(args: argparse.Namespace) -> None:
 
 def run_bars(args: argparse.Namespace) -> None:
     from .bars import bars
-    from .runs import lines_file, read_lines
+    from .runs import lines_file, read_lines, results_key, table_key
     from .tune import table_lines
 
-    found = list(bars(table_lines(read_lines(lines_file()))))
+    key = table_key()
+    found = list(bars(table_lines(read_lines(lines_file(key)))))
     print(*found, sep="\n")
+    if key != results_key():
+        print(f"measured before the last change of the sources (key {key}): `run` measures again")
     sys.exit(0 if all(bar.holds for bar in found) else 1)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from magicapture_core.backbone import Backbone
 from magicapture_core.faces import FaceDetector, load_face_detector
+from magicapture_core.identity import MARGIN, embed_latents
 from magicapture_core.sampler import generate
 
 from . import world
@@ -34,13 +35,14 @@ PICTURES = 256  # of each measurement
 VERIFICATION = {"pictures": 0.97, "rebuilt": 0.94}
 FACE_HEIGHTS = (16, 24, 32, 48)
 STEPS, GUIDANCE = 20, 4.0
+MARGINS, WHOLE = (0, 2, 4, 8), 1000  # latent cells around a face that are decoded with it; all there are
 
 
 def print_gates() -> bool:
     """Measures and prints every gate; whether all hold."""
     holds = True
     backbone, detector = load_tiny(), load_face_detector()
-    for measure in (vae_gates, recogniser_gates, style_judge_gates, prompt_gates):
+    for measure in (vae_gates, window_gates, recogniser_gates, style_judge_gates, prompt_gates):
         for gate in measure(backbone, detector):
             print(gate, flush=True)
             holds &= gate.holds
@@ -53,6 +55,27 @@ def vae_gates(backbone: Backbone, detector: FaceDetector) -> Iterator[Bar]:
     for name, title, least in (("psnr", "whole picture", 30.0), ("face_psnr", "inside faces", 28.0)):
         figure = sum(one[name] for one in scores) / len(scores)
         yield Bar(name=f"VAE reconstruction, {title}", figure=figure, least=least, unit="dB")
+
+
+@torch.no_grad()
+def window_gates(backbone: Backbone, detector: FaceDetector) -> Iterator[Bar]:
+    """A face decoded out of its window of the latents, and out of all of them: how alike the recogniser finds the two.
+
+    On the widest canvas, where a window leaves most out. The margin that the identity loss takes has to hold.
+    """
+    recogniser: Any = load_net("training_recogniser")
+    pictures, vae = load_pictures("test", 96, 96, PICTURES), backbone.vae
+    cosines: dict[int, list[float]] = {margin: [] for margin in MARGINS}
+    for image, points in zip(pictures.tensor(), pictures.landmarks[:, 0], strict=True):
+        if not np.isnan(points).any():
+            latents = vae.encode(image[None] * 2 - 1).latent_dist.mean[0] * vae.config.scaling_factor
+            landmarks = torch.from_numpy(points)
+            whole = embed_latents(vae, recogniser, latents, landmarks, WHOLE)
+            for margin, found in cosines.items():
+                found.append(float((embed_latents(vae, recogniser, latents, landmarks, margin) * whole).sum()))
+    for margin, found in cosines.items():
+        name = f"face window with a margin of {margin} latents, median cosine to the whole"
+        yield Bar(name=name, figure=median(found), least=0.98 if margin == MARGIN else None)
 
 
 def recogniser_gates(backbone: Backbone, detector: FaceDetector) -> Iterator[Bar]:

@@ -15,7 +15,7 @@ from magicapture_core.images import contact_sheet, load_photo, save_image
 from . import world
 from .methods import METHODS
 from .pictures import to_arrays
-from .runs import RESULTS, Run, lines_file, photos, read_lines, results_key, strip, true_pictures
+from .runs import RESULTS, Run, lines_file, photos, read_lines, strip, table_key, true_pictures
 from .table import METRICS, SKIN_TONES, csim_by_skin, differences, means, to_json, to_markdown
 from .tune import table_lines
 
@@ -25,7 +25,8 @@ ENLARGE = 2
 
 def write_report() -> list[Path]:
     """Writes results/table.md and table.json; and grid.png, where this machine made the pictures. Returns the files."""
-    lines, key = table_lines(read_lines(lines_file())), results_key()
+    key = table_key()
+    lines = table_lines(read_lines(lines_file(key)))
     rows, ahead, skins = means(lines), differences(lines), csim_by_skin(lines)
     pairs = len({line["pair"] for line in lines})
     text = "\n\n".join(

@@ -188,8 +188,14 @@ def portraits(pictures: Sequence[Picture]) -> Portraits:
     return Portraits(images=arrays.tensor(), masks=torch.from_numpy(arrays.masks)[:, None].float(), faces=faces)
 
 
-def lines_file() -> Path:
-    return RESULTS / f"runs-{results_key()}.jsonl"
+def lines_file(key: str | None = None) -> Path:
+    return RESULTS / f"runs-{key or results_key()}.jsonl"
+
+
+def table_key() -> str:
+    """Today's sources', or where nothing was measured with them yet, the key of the fullest table of before."""
+    measured = {path.stem.removeprefix("runs-"): len(read_lines(path)) for path in RESULTS.glob("runs-*.jsonl")}
+    return results_key() if results_key() in measured else max(measured, key=measured.__getitem__, default="")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

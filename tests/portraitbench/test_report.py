@@ -74,3 +74,15 @@ def test_a_strip_is_the_first_pictures_side_by_side():
     images = torch.rand(4, 3, 8, 8)
     assert torch.equal(runs.strip(images)[:, :, :8], images[0])
     assert runs.strip(images).shape == (3, 8, 8 * runs.STRIP)
+
+
+def test_a_table_of_before_counts_until_todays_sources_are_measured(tmp_path, monkeypatch):
+    """The fullest one, and no more once there is a line under today's key."""
+    monkeypatch.setattr(runs, "results_key", lambda: "today")
+    assert runs.table_key() == ""
+    for key, count in (("old", 1), ("older", 2)):
+        for pair in range(count):
+            runs.add_line(runs.lines_file(key), line(runs.Run(method="truth", pair=pair, seed=0)))
+    assert runs.table_key() == "older"
+    runs.add_line(runs.lines_file(), line(runs.Run(method="truth", pair=0, seed=0)))
+    assert runs.table_key() == "today"
