@@ -92,6 +92,19 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--recogniser", type=Path, metavar="FILE", help="a face recognition network, such as w600k_r50.onnx"
     )
+    train.add_argument(
+        "--look-every",
+        type=positive,
+        metavar="N",
+        help="sample pictures, and where the words look on them, every N steps; five times a run by default",
+    )
+    train.add_argument(
+        "--patience",
+        type=positive,
+        default=0,
+        metavar="N",
+        help="stop when N looks in a row are no more like the person; needs --recogniser",
+    )
     train.add_argument("--resume", action="store_true", help="go on from where the same run was stopped")
 
     generate = command("generate", commands.generate, "pictures from a LoRA")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from . import artifact as artifacts
 from . import models as known
 from .config import PRESETS, TrainConfig, parse_config
-from .prompts import COMPOSED_PROMPT, fill, fill_prompt
+from .prompts import fill_prompt
 from .types import MagiCaptureError, PhotoNote, Portraits, Side
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Result = dict[str, Any]
 Command = Callable[[Namespace], Result]
 PRESET_NAMES = ("quick", "standard", "paper")
-PREVIEWS = 5  # of a training, evenly spread
+LOOKS = 5  # at a training, evenly spread
 
 
 class Cancelled(Exception):
@@ -171,6 +171,8 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def train(arguments: Namespace) -> Result:
     from . import recipe
+    from .kept import Kept
+    from .watch import Watch, describe, face_finder
 
     artifacts.check_name(arguments.name)
     config = read_config(arguments)
@@ -179,8 +181,6 @@ def train(arguments: Namespace) -> Result:
     backbone = read_backbone(arguments.checkpoint)
     folder = arguments.output / "magicapture" / arguments.name
     recogniser, notes = read_recogniser(arguments.recogniser, subject, style)
-    key = recipe.result_key(backbone, subject, style, config, recogniser)
-    samples = recipe.samples_folder(folder, key)
     with progress(config.num_steps, "training") as bar, stoppable() as stopped:
 
         def on_step(step: TrainStep) -> None:
@@ -190,11 +190,17 @@ def train(arguments: Namespace) -> Result:
                 )
             bar.update(step.step - bar.n)
             bar.set_postfix(phase=step.phase, loss=f"{step.losses.total:.4f}")
-            if step.step % max(1, config.num_steps // PREVIEWS) == 0:
-                save_preview(step, config, samples)
             if stopped():
                 raise Cancelled(f"The state of step {step.step} is kept; the same command with --resume goes on")
 
+        def say(text: str) -> None:
+            bar.write(text, file=sys.stderr)
+
+        watch = Watch(
+            every=arguments.look_every or max(1, config.num_steps // LOOKS),
+            patience=arguments.patience,
+            detector=face_finder(recogniser, say),
+        )
         result = recipe.personalize(
             backbone,
             subject,
@@ -203,18 +209,22 @@ def train(arguments: Namespace) -> Result:
             name=arguments.name,
             folder=folder,
             save=lambda made: list(artifacts.save(made, arguments.output)),
-            key=key,
             recogniser=recogniser,
             device=pick_device(arguments.device),
             resume=arguments.resume,
-            on_estimate=lambda estimate: bar.write(f"estimate: {estimate}", file=sys.stderr),
+            on_estimate=lambda estimate: say(f"estimate: {estimate}"),
             on_step=on_step,
-            say=lambda text: bar.write(text, file=sys.stderr),
+            watch=watch,
+            say=say,
         )
     said: Result = {"lora": str(result.files[0]), "embeddings": [str(file) for file in result.files[1:]]}
     said |= {"photos": [str(note) for note in [*subject_notes, *style_notes, *notes]]}
-    said |= {"steps": config.num_steps, "resumed_from_step": result.resumed_from}
-    said |= {"loss": result.history[-1][-1], "samples": str(samples), "model": backbone.architecture}
+    said |= {"steps": len(result.told.history), "resumed_from_step": result.resumed_from}
+    said |= {"loss": result.told.history[-1][-1], "model": backbone.architecture}
+    kept = Kept(folder, result.key)
+    said |= {"samples": str(kept.samples), "looks": str(kept.looks)}
+    if result.told.looks:
+        said |= {"likeness": describe(result.told.looks), "best": [str(file) for file in result.best_files]}
     if arguments.checkpoint is None:
         said["note"] = "trained on the embedded tiny model, for a first look; give --checkpoint for your SD1.5 model"
     return said
@@ -226,16 +236,6 @@ def read_recogniser(file: Path | None, subject: Portraits, style: Portraits) -> 
     from .recognisers import load_recogniser
 
     return (load_recogniser(file), check_targets(subject, style)) if file else (None, [])
-
-
-def save_preview(step: TrainStep, config: TrainConfig, folder: Path) -> None:
-    from .images import save_image
-
-    prompt = fill(COMPOSED_PROMPT, config.subject.placeholder_token, config.style.placeholder_token)
-    size = (config.resolution, config.resolution)
-    save_image(
-        step.run.preview(prompt, num_steps=20, seed=config.seed, size=size)[0], folder / f"step-{step.step:06d}.png"
-    )
 
 
 @contextmanager

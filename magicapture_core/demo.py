@@ -88,7 +88,7 @@ def run(output: Path, progress: Progress) -> dict[str, Any]:
             caption="Photos, framed, with the face masks that were found. Above the subject, below the style.",
             image=contact_sheet([*overlay(read_samples("person", LOOK)), *overlay(read_samples("style", LOOK))], 4),
         ),
-        losses(result.history),
+        losses(result.told.history),
         Sheet(
             name="composed",
             caption="The composed prompt before and after training, same seeds.",
@@ -122,7 +122,7 @@ def compose(backbone: Backbone, artifact: Artifact, progress: Progress) -> tuple
 
 
 def losses(history: Sequence[Sequence[float]]) -> Sheet:
-    from .recipe import TERMS
+    from .kept import TERMS
 
     return Sheet(
         name="losses",

@@ -24,22 +24,23 @@ def similarity(
     images, references: [3,H,W] in 0..1, of any sizes. Of several faces the one that `choose_face` takes counts.
     Raises MagiCaptureError when no reference shows a face.
     """
-    known = [embeds for image in references if (embeds := _embed_face(recogniser, detector, image)) is not None]
+    known = [embeds for image in references if (embeds := embed_face(recogniser, detector, image)) is not None]
     if not known:
         raise MagiCaptureError("reference: no face is found in it; take a picture that shows the face from the front")
     mean_embeds = torch.cat(known).mean(0)
-    found = (_embed_face(recogniser, detector, image) for image in images)
+    found = (embed_face(recogniser, detector, image) for image in images)
     return [None if embeds is None else float(embeds[0] @ mean_embeds) for embeds in found]
 
 
-def _embed_face(recogniser: Recogniser, detector: FaceDetector, image: Tensor) -> Tensor | None:
-    """[1,D] of unit length."""
+def embed_face(recogniser: Recogniser, detector: FaceDetector, image: Tensor) -> Tensor | None:
+    """[1,D] of unit length, where the recogniser is; None without a face. image: [3,H,W] in 0..1."""
     faces = detector.detect(image)
     if not faces:
         return None
     landmarks = faces[choose_face(faces, image.shape[1], image.shape[2])].landmarks
     assert landmarks is not None  # a detector's faces have them
-    return recogniser(align(image[None] * 2 - 1, landmarks, recogniser.input_size))
+    device = next(recogniser.parameters()).device
+    return recogniser(align(image[None].to(device) * 2 - 1, landmarks, recogniser.input_size))
 
 
 def check_targets(subject: Portraits, style: Portraits) -> list[str]:

@@ -10,25 +10,26 @@ import torch
 from torch import Tensor
 
 from ..magicapture_core.config import TrainConfig
-from ..magicapture_core.prompts import COMPOSED_PROMPT, fill
 
 if TYPE_CHECKING:
     from ..magicapture_core.estimate import Estimate
     from ..magicapture_core.trainer import TrainStep
+    from ..magicapture_core.watch import Look
 
-PREVIEW_STEPS = 20  # sampling steps of a preview
+SHEET_WIDTH = 1536  # pixels of what the node shows while it trains
 TEXT_EVERY = 0.5  # seconds between two lines of text on the node
 
 
 class Progress:
     """What the user sees while it trains: bar, sample pictures, a line of text; and what stops it: Cancel."""
 
-    def __init__(self, node_id: str | None, config: TrainConfig, folder: Path, preview_every: int) -> None:
-        self.config, self.folder, self.preview_every = config, folder, preview_every
+    def __init__(self, node_id: str | None, config: TrainConfig, folder: Path) -> None:
+        self.config, self.folder = config, folder
         self.key = ""  # of this training's inputs
         self.lines: list[str] = []
         self._node_id = node_id
         self._bar: Any = None
+        self._picture: tuple[str, Any, int] | None = None  # format, picture, longest side
         self._spoke_at = 0.0
         self._seconds = 0.0  # a step, smoothed
 
@@ -40,13 +41,26 @@ class Progress:
     def estimated(self, estimate: Estimate) -> None:
         self.say(f"Estimated before the start: {estimate}.")
 
+    def looked(self, look: Look) -> None:
+        """The bar's next picture: what each kind of prompt gives, and where the words look."""
+        from ..magicapture_core.images import to_pil
+
+        self._picture = "JPEG", to_pil(look.sheet), SHEET_WIDTH
+
+    def sampling(self, _step: int, _num_steps: int) -> None:
+        """Called while a look's pictures are sampled. Raises ComfyUI's interrupt when the user has pressed Cancel."""
+        from comfy.model_management import throw_exception_if_processing_interrupted
+
+        throw_exception_if_processing_interrupted()
+
     def stepped(self, step: TrainStep) -> None:
         """Called after every step. Raises ComfyUI's interrupt when the user has pressed Cancel."""
         from comfy import model_management, utils
 
         model_management.throw_exception_if_processing_interrupted()  # pressed during the step
         self._bar = self._bar or utils.ProgressBar(step.num_steps)
-        self._bar.update_absolute(step.step, step.num_steps, self._preview(step))
+        self._bar.update_absolute(step.step, step.num_steps, self._picture)
+        self._picture = None
         self._seconds = 0.9 * self._seconds + 0.1 * step.seconds if self._seconds else step.seconds
         if time.monotonic() - self._spoke_at > TEXT_EVERY or step.step == step.num_steps:
             self._spoke_at = time.monotonic()
@@ -61,33 +75,11 @@ class Progress:
     def samples(self) -> Tensor:
         """The sample pictures of a training [N,3,H,W], from the disk; a black one where they were deleted."""
         from ..magicapture_core.images import load_photo
-        from ..magicapture_core.recipe import samples_folder
+        from ..magicapture_core.kept import Kept
 
-        pictures = [load_photo(path) for path in sorted(samples_folder(self.folder, self.key).glob("*.png"))]
+        pictures = [load_photo(path) for path in sorted(Kept(self.folder, self.key).samples.glob("*.png"))]
         side = self.config.resolution
         return torch.stack(pictures) if pictures else torch.zeros(1, 3, side, side)
-
-    def _preview(self, step: TrainStep) -> tuple[str, Any, int] | None:
-        """A picture from the composed prompt where one is due, kept on the disk and handed to the bar."""
-        due = step.step == step.num_steps or (self.preview_every and step.step % self.preview_every == 0)
-        if not due:
-            return None
-        from comfy.model_management import throw_exception_if_processing_interrupted
-
-        from ..magicapture_core.images import save_image, to_pil
-        from ..magicapture_core.recipe import samples_folder
-
-        prompt = fill(COMPOSED_PROMPT, self.config.subject.placeholder_token, self.config.style.placeholder_token)
-        side = self.config.resolution
-        picture = step.run.preview(
-            prompt,
-            num_steps=PREVIEW_STEPS,
-            seed=self.config.seed,
-            size=(side, side),
-            on_step=lambda *_: throw_exception_if_processing_interrupted(),
-        )[0]
-        save_image(picture, samples_folder(self.folder, self.key) / f"step-{step.step:06d}.png")
-        return "JPEG", to_pil(picture), 512
 
     def _show(self, text: str) -> None:
         """A line of text on the running node, where a page is there to show it."""

@@ -30,7 +30,8 @@ from .weights import plain_backbone
 if TYPE_CHECKING:
     from ..magicapture_core.artifact import Artifact
     from ..magicapture_core.identity import Recogniser
-    from ..magicapture_core.recipe import Result
+    from ..magicapture_core.kept import Result
+    from ..magicapture_core.watch import Watch
 
 
 class TrainMagiCaptureLoRA(io.ComfyNode):
@@ -65,8 +66,8 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
                     default=100,
                     min=0,
                     max=100_000,
-                    tooltip="A sample picture every so many steps; 0 makes only the last one. They cost time, and "
-                    "change nothing in the result.",
+                    tooltip="Sample pictures every so many steps, and where the words look on them; 0 makes only the "
+                    "last ones. They cost time, and change nothing in the result.",
                 ),
                 io.Boolean.Input(
                     "train_again",
@@ -81,7 +82,17 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
                     "face_recognition",
                     optional=True,
                     tooltip="From Load Face Recognition: the identity loss then pulls the face of the composed picture "
-                    "towards the person's. Without it there is no such loss.",
+                    "towards the person's. Without it there is no such loss. The sample pictures are then compared "
+                    "with the person, and the most alike step is saved too, as NAME_best.",
+                ),
+                io.Int.Input(
+                    "patience",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    optional=True,
+                    tooltip="Ends the training when so many sample pictures in a row are no more like the person. 0: "
+                    "never. Needs face_recognition.",
                 ),
             ],
             outputs=[
@@ -97,7 +108,7 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, name: str, train_again: bool, **others: Any) -> Any:
         """Runs again when a file of a kept result is gone, or when asked to train again."""
-        from ..magicapture_core.recipe import missing_files
+        from ..magicapture_core.kept import missing_files
 
         return float("nan") if train_again else missing_files(folders.runs_folder(name))
 
@@ -118,8 +129,10 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
         style_faces: list[Face] | None = None,
         settings: TrainConfig | None = None,
         face_recognition: Recogniser | None = None,
+        patience: int = 0,
     ) -> io.NodeOutput:
         from ..magicapture_core.likeness import check_targets
+        from ..magicapture_core.watch import Watch, face_finder
 
         config = settings or parse_config({})
         with torch.inference_mode(False), torch.enable_grad():
@@ -127,7 +140,14 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
             style, more = to_portraits("style", style_images, style_masks, style_faces, config.resolution)
             if face_recognition is not None:
                 more += check_targets(subject, style)
-            progress = Progress(cls.hidden.unique_id, config, folders.runs_folder(name), preview_every)
+            progress = Progress(cls.hidden.unique_id, config, folders.runs_folder(name))
+            watch = Watch(
+                every=preview_every,
+                patience=patience,
+                detector=face_finder(face_recognition, progress.say),
+                on_look=progress.looked,
+                on_sampling=progress.sampling,
+            )
             result, artifact = train(
                 (model, clip, vae),
                 subject,
@@ -137,10 +157,11 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
                 progress=progress,
                 train_again=train_again,
                 recogniser=face_recognition,
+                watch=watch,
             )
             samples = progress.samples()
         report = "\n".join([*progress.lines, *notes, *more, *_closing_lines(result)])
-        curves = draw_history(result.history)
+        curves = draw_history(result.told.history)
         return io.NodeOutput(
             artifact,
             artifact.lora,
@@ -161,18 +182,20 @@ def train(
     progress: Progress,
     train_again: bool,
     recogniser: Recogniser | None,
+    watch: Watch,
 ) -> tuple[Result, Artifact]:
     """The kept result of these very inputs, or a training. The graphics card is empty before and after."""
     from comfy import model_management
 
     from ..magicapture_core import recipe
+    from ..magicapture_core.kept import Kept, result_key
 
     backbone = plain_backbone(*sockets)
-    progress.key = recipe.result_key(backbone, subject, style, config, recogniser)
-    kept = None if train_again else recipe.find_result(progress.folder, progress.key)
-    if kept:
+    progress.key = result_key(backbone, subject, style, config, recogniser, watch)
+    found = None if train_again else Kept(progress.folder, progress.key).find_result()
+    if found:
         progress.say("Nothing has changed since the last training: its result is returned.")
-        return kept, read_back(kept.files)
+        return found, read_back(found.files)
     model_management.unload_all_models()
     model_management.soft_empty_cache()
     try:
@@ -190,6 +213,7 @@ def train(
             resume=not train_again,
             on_estimate=progress.estimated,
             on_step=progress.stepped,
+            watch=watch,
             say=progress.say,
         )
     finally:
@@ -228,14 +252,21 @@ def read_back(files: list[Path]) -> Artifact:
 def draw_history(history: list[list[float]]) -> Tensor:
     """A row of terms a step -> a picture of the curves, [1,3,H,W]."""
     from ..magicapture_core.images import draw_curves
-    from ..magicapture_core.recipe import TERMS
+    from ..magicapture_core.kept import TERMS
 
     return draw_curves({name: [row[i] for row in history] for i, name in enumerate(TERMS)})[None]
 
 
 def _closing_lines(result: Result) -> list[str]:
+    from ..magicapture_core.watch import describe
+
     resumed = f", gone on from step {result.resumed_from}" if result.resumed_from else ""
-    return [f"{len(result.history)} steps{resumed}", *(f"Written and read back: {file}" for file in result.files)]
+    likeness = describe(result.told.looks)
+    return [
+        f"{len(result.told.history)} steps{resumed}",
+        *([likeness] if likeness else []),
+        *(f"Written and read back: {file}" for file in (*result.files, *result.best_files)),
+    ]
 
 
 NODES = [TrainMagiCaptureLoRA]

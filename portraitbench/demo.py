@@ -18,6 +18,7 @@ from magicapture_core import heatmaps, recipe
 from magicapture_core.demo import SAMPLING, Progress, Sheet, compare, compose, enlarge, losses, restored, write_report
 from magicapture_core.heatmaps import AttentionRecord
 from magicapture_core.images import contact_sheet
+from magicapture_core.kept import Result
 from magicapture_core.masks import MaskOptions, overlay, prepare_portraits, require_portraits
 from magicapture_core.types import Portraits
 
@@ -44,7 +45,7 @@ class Trained:
     """One method's files and losses, its pictures [N,3,H,W] before and after, and where its words looked in the
     latter."""
 
-    result: recipe.Result
+    result: Result
     before: Tensor
     after: Tensor
     record: AttentionRecord
@@ -81,7 +82,7 @@ def run(output: Path, progress: Progress) -> dict[str, Any]:
             caption="Photos with the face masks that were found. Above the person, below the style.",
             image=contact_sheet([enlarge(image[None])[0] for side in sides for image in overlay(side)], len(person)),
         ),
-        losses(ours.result.history),
+        losses(ours.result.told.history),
         Sheet(
             name="composed",
             caption="The composed prompt before and after training, same seeds, and the true pictures. "

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from magicapture_core import artifact, recipe
 from magicapture_core.backbone import tiny
+from magicapture_core.kept import Kept, missing_files, result_key
 from magicapture_core.types import MagiCaptureError, Portraits
 from tests.small import portraits, same, small_config, weights
 
@@ -44,7 +45,7 @@ def test_a_finished_run_leaves_three_files_and_no_state(tmp_path):
     assert steps == [1, 2, 3, 4, 5, 6]
     names = ["someone.safetensors", "someone_subject.safetensors", "someone_style.safetensors"]
     assert [file.name for file in result.files] == names
-    assert len(result.history) == 6
+    assert len(result.told.history) == 6
     assert [path.name for path in (tmp_path / "work").iterdir()] == [f"result-{result.key[:16]}.json"]
     loaded = artifact.load(result.files[0])
     assert loaded.architecture == "magicapture-tiny"
@@ -60,7 +61,7 @@ def test_a_stopped_run_resumes_to_the_same_file(tmp_path, stop_after):
     resumed, steps = personalize(tmp_path / "stopped")
     assert steps == list(range(stop_after + 1, 7))
     assert (whole.resumed_from, resumed.resumed_from) == (0, stop_after)
-    assert resumed.history == whole.history
+    assert resumed.told.history == whole.told.history
     for left, right in zip(whole.files, resumed.files, strict=True):
         assert same(load_file(left), load_file(right))
 
@@ -86,7 +87,7 @@ def test_out_of_memory_is_one_line_gives_memory_back_and_resumes(tmp_path, last)
 
     resumed, steps = personalize(tmp_path / "short", config=small_config(gradient_checkpointing=True))
     assert steps == list(range(last + 1, 7))
-    assert resumed.history == whole.history
+    assert resumed.told.history == whole.told.history
     assert same(load_file(whole.files[0]), load_file(resumed.files[0]))
 
 
@@ -110,7 +111,7 @@ def test_a_run_that_fits_with_checkpointing_goes_on_by_itself(tmp_path, last):
     assert done == [1, 2, 3, 4, 5, 6]
     assert len(said) == 1
     assert "gradient_checkpointing and 1 pictures" in said[0]
-    assert [row[-1] for row in result.history] == pytest.approx([row[-1] for row in whole.history], rel=1e-3)
+    assert [row[-1] for row in result.told.history] == pytest.approx([row[-1] for row in whole.told.history], rel=1e-3)
 
 
 def test_a_loss_that_is_not_a_number_keeps_the_last_good_state(tmp_path):
@@ -156,31 +157,31 @@ def test_one_photo_and_five_hundred(tmp_path, count):
 def test_a_stop_on_the_last_step_comes_too_late_to_lose_anything(tmp_path):
     with pytest.raises(Stop):
         personalize(tmp_path, stop_after=6)
-    key = recipe.result_key(tiny(), SUBJECT, STYLE, small_config())
-    kept = recipe.find_result(tmp_path / "work", key)
-    assert kept is not None
-    assert len(kept.history) == 6
+    key = result_key(tiny(), SUBJECT, STYLE, small_config())
+    found = Kept(tmp_path / "work", key).find_result()
+    assert found is not None
+    assert len(found.told.history) == 6
 
 
 def test_each_configuration_keeps_its_own_result(tmp_path):
     configs = [small_config(seed=seed) for seed in (0, 1)]
     results = [personalize(tmp_path, config=config)[0] for config in configs]
-    keys = [recipe.result_key(tiny(), SUBJECT, STYLE, config) for config in configs]
-    assert [recipe.find_result(tmp_path / "work", key) for key in keys] == results
-    assert recipe.missing_files(tmp_path / "work") == []
+    keys = [result_key(tiny(), SUBJECT, STYLE, config) for config in configs]
+    assert [Kept(tmp_path / "work", key).find_result() for key in keys] == results
+    assert missing_files(tmp_path / "work") == []
     results[0].files[0].unlink()
-    assert recipe.missing_files(tmp_path / "work") == [str(results[0].files[0])]
+    assert missing_files(tmp_path / "work") == [str(results[0].files[0])]
 
 
 def test_what_only_costs_time_or_memory_does_not_decide_the_result():
     configs = [small_config(), small_config(batch_size=3), small_config(gradient_checkpointing=True)]
-    assert len({recipe.result_key(tiny(), SUBJECT, STYLE, config) for config in configs}) == 1
+    assert len({result_key(tiny(), SUBJECT, STYLE, config) for config in configs}) == 1
 
 
 def test_a_key_that_the_caller_has_is_not_computed_again(tmp_path):
-    key = recipe.result_key(tiny(), SUBJECT, STYLE, small_config(seed=1))
+    key = result_key(tiny(), SUBJECT, STYLE, small_config(seed=1))
     result, _ = personalize(tmp_path, key=key)
-    assert recipe.find_result(tmp_path / "work", key) == result
+    assert Kept(tmp_path / "work", key).find_result() == result
 
 
 def test_without_resume_it_starts_anew(tmp_path):
@@ -192,8 +193,8 @@ def test_without_resume_it_starts_anew(tmp_path):
 def test_a_result_is_found_until_anything_changes(tmp_path):
     config, work = small_config(), tmp_path / "work"
     result, _ = personalize(tmp_path)
-    key = recipe.result_key(tiny(), SUBJECT, STYLE, config)
-    assert recipe.find_result(work, key) == result
+    key = result_key(tiny(), SUBJECT, STYLE, config)
+    assert Kept(work, key).find_result() == result
 
     pixel, mask = SUBJECT.images.clone(), STYLE.masks.clone()
     pixel[0, 0, 0, 0] += 1 / 255
@@ -202,17 +203,17 @@ def test_a_result_is_found_until_anything_changes(tmp_path):
     with torch.no_grad():
         next(other_weight.text_encoder.parameters()).view(-1)[0] += 1e-3
     others = [
-        recipe.result_key(tiny(), Portraits(images=pixel, masks=SUBJECT.masks), STYLE, config),
-        recipe.result_key(tiny(), SUBJECT, Portraits(images=STYLE.images, masks=mask), config),
-        recipe.result_key(other_weight, SUBJECT, STYLE, config),
-        recipe.result_key(tiny(), SUBJECT, STYLE, small_config(seed=1)),
-        recipe.result_key(tiny(), STYLE, SUBJECT, config),
+        result_key(tiny(), Portraits(images=pixel, masks=SUBJECT.masks), STYLE, config),
+        result_key(tiny(), SUBJECT, Portraits(images=STYLE.images, masks=mask), config),
+        result_key(other_weight, SUBJECT, STYLE, config),
+        result_key(tiny(), SUBJECT, STYLE, small_config(seed=1)),
+        result_key(tiny(), STYLE, SUBJECT, config),
     ]
     assert len({key, *others}) == 6
-    assert [recipe.find_result(work, other) for other in others] == [None] * 5
+    assert [Kept(work, other).find_result() for other in others] == [None] * 5
 
     result.files[1].unlink()
-    assert recipe.find_result(work, key) is None
+    assert Kept(work, key).find_result() is None
 
 
 def test_the_key_is_the_same_in_whatever_precision_the_weights_are_kept():
@@ -221,7 +222,7 @@ def test_the_key_is_the_same_in_whatever_precision_the_weights_are_kept():
     again = tiny()
     again.to(torch.device("cpu"), torch.bfloat16)
     again.to(torch.device("cpu"), torch.float32)
-    assert len({recipe.result_key(b, SUBJECT, STYLE, small_config()) for b in (half, again)}) == 1
+    assert len({result_key(b, SUBJECT, STYLE, small_config()) for b in (half, again)}) == 1
 
 
 def test_the_estimate_comes_first_and_does_not_disturb(tmp_path):

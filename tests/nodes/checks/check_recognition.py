@@ -1,5 +1,6 @@
 """LoadFaceRecognition and FaceSimilarity, and the identity loss inside the training node."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -57,7 +58,7 @@ def check_similarity(pack):
 def check_training_with_a_recogniser(pack, loaded):
     """The term is there, the network is back on the CPU as it was, and another network trains anew."""
     train, types = part(pack, "nodes.train"), part(pack, "magicapture_core.types")
-    terms = part(pack, "magicapture_core.recipe").TERMS
+    terms = part(pack, "magicapture_core.kept").TERMS
     face = types.Face(
         box=torch.tensor([16.0, 16, 48, 48]),
         landmarks=torch.tensor([[25.0, 27], [39, 27], [32, 34], [26, 41], [38, 41]]),
@@ -74,7 +75,7 @@ def check_training_with_a_recogniser(pack, loaded):
         report = node.execute(**given).args[-1]
         [kept] = [path for path in folder.glob("result-*.json") if path not in seen]
         seen.append(kept)
-        return report, part(pack, "magicapture_core.recipe")._read_result(kept).history
+        return report, json.loads(kept.read_text(encoding="utf-8"))["history"]
 
     folder = part(pack, "nodes.folders").runs_folder("known")
     loader = nodes(pack).LoadFaceRecognition

@@ -1,0 +1,185 @@
+"""What a training keeps in its folder, and the key by which it is found again.
+
+In: whatever decides a result, and what a run has to tell. Out: files beside their place, then renamed. A folder holds
+the trainings of one name; the files of each carry its key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from . import artifact as artifacts
+from .artifact import Artifact
+from .config import TrainConfig
+from .files import write_atomic
+from .identity import Recogniser
+from .types import LossTerms, MagiCaptureError, Portraits
+
+if TYPE_CHECKING:
+    from .backbone import Backbone
+    from .watch import Watch
+
+KEY_FORMAT = "3"  # raised when the same inputs would train differently
+TERMS = ("reconstruction", "attention", "identity", "prior", "total")  # a row of the history
+
+
+@dataclass(kw_only=True)
+class Told:
+    """What a run has told so far. history: a row of TERMS for every step. looks: step and likeness of every look that
+    could tell."""
+
+    history: list[list[float]] = field(default_factory=list)
+    looks: list[list[float]] = field(default_factory=list)
+
+    def add(self, losses: LossTerms) -> None:
+        self.history.append([getattr(losses, term) for term in TERMS])
+
+    @property
+    def likenesses(self) -> list[float]:
+        return [likeness for _, likeness in self.looks]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A finished training. files: the LoRA first, then one embedding a learned word. best_files: the same of the most
+    alike step, where that was not the last. resumed_from: the step whose state it went on from, 0 = it began anew."""
+
+    key: str
+    files: list[Path]
+    told: Told
+    best_files: list[Path] = field(default_factory=list)
+    resumed_from: int = 0
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The files of one training in the folder of its name."""
+
+    folder: Path
+    key: str
+
+    @property
+    def samples(self) -> Path:
+        """Folder of the pictures from the composed prompt."""
+        return self.folder / f"samples-{self.key[:16]}"
+
+    @property
+    def looks(self) -> Path:
+        """Folder of the same beside those of the other prompts, and where the words look."""
+        return self.folder / f"looks-{self.key[:16]}"
+
+    @property
+    def state_file(self) -> Path:
+        return self.folder / f"state-{self.key[:16]}.safetensors"
+
+    def save_state(self, state: dict[str, Tensor], told: Told) -> None:
+        from safetensors.torch import save_file
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        rows = {"history": (told.history, len(TERMS)), "looks": (told.looks, 2)}
+        tensors = {name: torch.tensor(row, dtype=torch.float64).reshape(-1, n) for name, (row, n) in rows.items()}
+        write_atomic(self.state_file, lambda file: save_file(state | tensors, file))
+
+    def load_state(self) -> tuple[dict[str, Tensor], Told]:
+        """Both empty where there is none. Raises MagiCaptureError for a damaged one."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        if not self.state_file.is_file():
+            return {}, Told()
+        try:
+            # copies: what is mapped cannot be replaced on Windows, and the next state takes this one's place
+            state = {key: value.clone() for key, value in load_file(self.state_file).items()}
+        except SafetensorError as error:
+            raise MagiCaptureError(
+                f"{self.state_file}: the saved state is damaged ({error}); delete it to train from the start"
+            ) from error
+        return state, Told(history=state.pop("history").tolist(), looks=state.pop("looks").tolist())
+
+    @property
+    def result_file(self) -> Path:
+        return self.folder / f"result-{self.key[:16]}.json"
+
+    def save_result(self, result: Result) -> None:
+        saved = {"key": result.key, "history": result.told.history, "looks": result.told.looks}
+        saved |= {name: [str(file) for file in getattr(result, name)] for name in ("files", "best_files")}
+        write_atomic(self.result_file, lambda file: file.write_text(json.dumps(saved), encoding="utf-8"))
+
+    def find_result(self) -> Result | None:
+        """The finished training, if all its files are still there."""
+        result = _read_result(self.result_file)
+        return result if result and result.key == self.key and all(file.is_file() for file in result.files) else None
+
+    @property
+    def _candidate(self) -> Path:
+        return self.folder / f"candidate-{self.key[:16]}"
+
+    def keep_candidate(self, artifact: Artifact) -> None:
+        """The most alike so far, in place of the one before."""
+        shutil.rmtree(self._candidate, ignore_errors=True)
+        artifacts.save(artifact, self._candidate)
+
+    def take_candidate(self) -> Artifact | None:
+        """The most alike of all, out of the folder."""
+        files = sorted(self._candidate.glob("*.safetensors"), key=lambda path: len(path.name))  # the LoRA's is shortest
+        found = artifacts.load(files[0]) if files else None
+        shutil.rmtree(self._candidate, ignore_errors=True)
+        return found
+
+
+def missing_files(folder: Path) -> list[str]:
+    """Files of finished trainings that are no longer there."""
+    results = map(_read_result, sorted(folder.glob("result-*.json")))
+    return [str(file) for result in results if result for file in result.files if not file.is_file()]
+
+
+def _read_result(path: Path) -> Result | None:
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        files, best_files = ([Path(file) for file in saved[name]] for name in ("files", "best_files"))
+        told = Told(history=saved["history"], looks=saved["looks"])
+        return Result(key=saved["key"], files=files, told=told, best_files=best_files)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None  # none yet, or one that is not ours to read: training again is right
+
+
+def result_key(
+    backbone: Backbone,
+    subject: Portraits,
+    style: Portraits,
+    config: TrainConfig,
+    recogniser: Recogniser | None = None,
+    watch: Watch | None = None,
+) -> str:
+    """A hash of all that decides the result: pixels, masks, weights and settings; with a recogniser, landmarks too;
+    with patience, when it is looked at."""
+    tensors = [subject.images, subject.masks, style.images, style.masks]
+    for part in (backbone.unet, backbone.text_encoder, backbone.vae):
+        tensors += part.state_dict().values()
+    if recogniser is not None:
+        tensors += recogniser.state_dict().values()
+        tensors += [face.landmarks for side in (subject, style) for face in side.faces if face.landmarks is not None]
+    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter: 4 GB of weights take about a second
+        digests = pool.map(_digest, tensors)
+    settings = config.model_dump_json(exclude={"batch_size", "gradient_checkpointing"})  # these decide cost alone
+    if watch is not None and watch.patience:
+        settings += f" {watch.every} {watch.patience}"
+    whole = hashlib.blake2b(f"{KEY_FORMAT} {settings}".encode(), digest_size=16)
+    for digest in digests:
+        whole.update(digest)
+    return whole.hexdigest()
+
+
+def _digest(tensor: Tensor) -> bytes:
+    """Of shape and values; the same in whatever precision the same values are kept."""
+    values = tensor.detach().cpu().float().contiguous()
+    return hashlib.blake2b(values.numpy().data, digest_size=16, person=str(tuple(values.shape)).encode()[:16]).digest()
