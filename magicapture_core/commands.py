@@ -171,8 +171,9 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def train(arguments: Namespace) -> Result:
     from . import recipe
+    from .faces import load_face_detector
     from .kept import Kept
-    from .watch import Watch, describe, face_finder
+    from .watch import Watch, describe
 
     artifacts.check_name(arguments.name)
     config = read_config(arguments)
@@ -190,8 +191,11 @@ def train(arguments: Namespace) -> Result:
                 )
             bar.update(step.step - bar.n)
             bar.set_postfix(phase=step.phase, loss=f"{step.losses.total:.4f}")
+            stop_if_asked()
+
+        def stop_if_asked() -> None:
             if stopped():
-                raise Cancelled(f"The state of step {step.step} is kept; the same command with --resume goes on")
+                raise Cancelled("The state of the last step is kept; the same command with --resume goes on")
 
         def say(text: str) -> None:
             bar.write(text, file=sys.stderr)
@@ -199,7 +203,8 @@ def train(arguments: Namespace) -> Result:
         watch = Watch(
             every=arguments.look_every or max(1, config.num_steps // LOOKS),
             patience=arguments.patience,
-            detector=face_finder(recogniser, say),
+            detector=load_face_detector() if recogniser else None,
+            on_sampling=lambda *_: stop_if_asked(),
         )
         result = recipe.personalize(
             backbone,

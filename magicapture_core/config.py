@@ -134,7 +134,7 @@ class LossConfig(Settings):
         ge=0,
         le=100,
         description="Prior preservation: where the reconstruction does not look, the prediction should stay as it is "
-        "without the LoRA. A second pass for every picture, so a step takes about a third longer; 0 leaves it out.",
+        "without the UNet's LoRA. A second pass for every picture: a step takes about a third longer. 0 leaves it out.",
     )
 
 

@@ -122,8 +122,9 @@ class Dataset:
         noise = torch.randn(mean.shape, generator=generator)
         face = side.face_masks[mirrored, photo]
         targets = self.likeness.targets(config.loss.identity_target, choose) if self.likeness else torch.empty(0, 0)
-        can_resemble = item.phase == "tuning" and item.task in config.loss.identity_tasks and len(targets) > 0
-        is_asked = can_resemble and timestep < config.loss.identity_max_timestep
+        loss = config.loss
+        can_resemble = item.phase == "tuning" and item.task in loss.identity_tasks and len(targets) > 0
+        is_asked = can_resemble and loss.identity_weight > 0 and timestep < loss.identity_max_timestep
         landmarks = side.landmarks[mirrored, photo] if is_asked else torch.full((5, 2), torch.nan)
         return Batch(
             latents=latents[None],
@@ -159,7 +160,7 @@ def encode(
         if not len(portraits):
             raise MagiCaptureError(f"no {side} photo is left: give at least one photo with a face or a mask")
     likeness = None
-    if recogniser is not None and config.loss.identity_weight > 0:
+    if recogniser is not None:
         likeness = Likeness.of(recogniser, subject, backbone.vae.device)
     dataset = Dataset(
         subject=_encode_side(backbone, subject, config),

@@ -15,6 +15,7 @@ import torch
 
 from .artifact import Artifact
 from .kohya import UP, read_layers, write_layers
+from .metadata import check_tokens
 from .types import LoraLayer, MagiCaptureError, Side
 
 
@@ -78,7 +79,7 @@ def mix(subject_of: Artifact, style_of: Artifact, name: str) -> Artifact:
             up=torch.cat([part.up for part in parts], 1),
             alpha=float(sum(ranks.values())),
         )
-    tokens = (*subject.tokens, *style.tokens)
+    tokens = check_tokens((*subject.tokens, *style.tokens))
     return replace(subject, tokens=tokens, lora=write_layers(layers), rank_split=ranks, metadata={})
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,11 +35,12 @@ TERMS = ("reconstruction", "attention", "identity", "prior", "total")  # a row o
 
 @dataclass(kw_only=True)
 class Told:
-    """What a run has told so far. history: a row of TERMS for every step. looks: step and likeness of every look that
-    could tell."""
+    """What a run has told so far. history: a row of TERMS for every step. looks: step and likeness of every look at
+    phase 2 that could tell. looked_at: the step of the last look."""
 
     history: list[list[float]] = field(default_factory=list)
     looks: list[list[float]] = field(default_factory=list)
+    looked_at: int = field(default=0, compare=False)
 
     def add(self, losses: LossTerms) -> None:
         self.history.append([getattr(losses, term) for term in TERMS])
@@ -46,6 +48,12 @@ class Told:
     @property
     def likenesses(self) -> list[float]:
         return [likeness for _, likeness in self.looks]
+
+    @property
+    def best(self) -> int | None:
+        """The first most alike step; None where no face was ever seen, or nobody could tell."""
+        step, likeness = max(self.looks, key=lambda look: look[1], default=(0, 0.0))
+        return int(step) if likeness > 0 else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +95,7 @@ class Kept:
         self.folder.mkdir(parents=True, exist_ok=True)
         rows = {"history": (told.history, len(TERMS)), "looks": (told.looks, 2)}
         tensors = {name: torch.tensor(row, dtype=torch.float64).reshape(-1, n) for name, (row, n) in rows.items()}
+        tensors |= {"looked_at": torch.tensor(told.looked_at)}
         write_atomic(self.state_file, lambda file: save_file(state | tensors, file))
 
     def load_state(self) -> tuple[dict[str, Tensor], Told]:
@@ -103,7 +112,8 @@ class Kept:
             raise MagiCaptureError(
                 f"{self.state_file}: the saved state is damaged ({error}); delete it to train from the start"
             ) from error
-        return state, Told(history=state.pop("history").tolist(), looks=state.pop("looks").tolist())
+        history, looks = state.pop("history").tolist(), state.pop("looks").tolist()
+        return state, Told(history=history, looks=looks, looked_at=int(state.pop("looked_at")))
 
     @property
     def result_file(self) -> Path:
@@ -117,29 +127,38 @@ class Kept:
     def find_result(self) -> Result | None:
         """The finished training, if all its files are still there."""
         result = _read_result(self.result_file)
-        return result if result and result.key == self.key and all(file.is_file() for file in result.files) else None
+        return result if result and result.key == self.key and not _missing(result) else None
 
     @property
-    def _candidate(self) -> Path:
-        return self.folder / f"candidate-{self.key[:16]}"
+    def _candidates(self) -> Path:
+        return self.folder / f"candidates-{self.key[:16]}"
 
-    def keep_candidate(self, artifact: Artifact) -> None:
-        """The most alike so far, in place of the one before."""
-        shutil.rmtree(self._candidate, ignore_errors=True)
-        artifacts.save(artifact, self._candidate)
+    def keep_candidate(self, step: int, artifact: Artifact) -> None:
+        """A folder a step, until the run is over: whichever state a kill leaves, its best is there."""
+        folder = self._candidates / f"step-{step:06d}"
+        shutil.rmtree(folder, ignore_errors=True)
+        artifacts.save(artifact, folder)
 
-    def take_candidate(self) -> Artifact | None:
-        """The most alike of all, out of the folder."""
-        files = sorted(self._candidate.glob("*.safetensors"), key=lambda path: len(path.name))  # the LoRA's is shortest
-        found = artifacts.load(files[0]) if files else None
-        shutil.rmtree(self._candidate, ignore_errors=True)
-        return found
+    def find_candidate(self, step: int) -> Artifact | None:
+        """None where it is gone or was never whole."""
+        files = sorted((self._candidates / f"step-{step:06d}").glob("*.safetensors"), key=lambda path: len(path.name))
+        with suppress(MagiCaptureError):
+            return artifacts.load(files[0]) if files else None  # the LoRA's name is the shortest
+
+    def drop_work(self) -> None:
+        """State and candidates, which only an unfinished run needs."""
+        self.state_file.unlink(missing_ok=True)
+        shutil.rmtree(self._candidates, ignore_errors=True)
 
 
 def missing_files(folder: Path) -> list[str]:
     """Files of finished trainings that are no longer there."""
     results = map(_read_result, sorted(folder.glob("result-*.json")))
-    return [str(file) for result in results if result for file in result.files if not file.is_file()]
+    return [str(file) for result in results if result for file in _missing(result)]
+
+
+def _missing(result: Result) -> list[Path]:
+    return [file for file in (*result.files, *result.best_files) if not file.is_file()]
 
 
 def _read_result(path: Path) -> Result | None:

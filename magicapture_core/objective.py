@@ -73,7 +73,7 @@ class Objective:
 
         Backpropagate inside the block: a checkpointed layer runs again then, and has to read its maps again.
         """
-        columns = self.token_columns(batch.prompts).to(self.device)
+        columns = self.token_columns(batch.prompts)
         grid = (batch.face_masks.shape[-2], batch.face_masks.shape[-1])
         noise, timesteps = batch.noise.to(self.device), batch.timesteps.to(self.device)
         loss_masks = batch.loss_masks.to(self.device)
@@ -83,6 +83,7 @@ class Objective:
             with self._autocast():
                 prompt_embeds = self._prompt_embeds(batch.prompts)
             base_pred = self._predict_without_lora(noisy_latents, timesteps, prompt_embeds) if weights.prior else None
+            columns = columns.to(self.device)
             maps = inside.enter_context(capture(self.backbone.unet, columns, {grid})) if weights.attention else {}
             noise_pred = self._predict_noise(noisy_latents, timesteps, prompt_embeds)
             reconstruction = losses.masked_reconstruction(noise_pred, noise, loss_masks)
@@ -101,7 +102,7 @@ class Objective:
     def _open_gates(self, columns: Tensor, inside: ExitStack) -> None:
         """Of split adapters, each item goes through those whose word its prompt holds. columns [B,2,T]."""
         if len(self.ranks):
-            gates = columns.any(-1).repeat_interleave(self.ranks.to(self.device), 1)
+            gates = columns.any(-1).repeat_interleave(self.ranks, 1).to(self.device)  # a device would wait for the sum
             for model in (self.backbone.unet, self.backbone.text_encoder):
                 inside.enter_context(lora.gated(model, gates))
 

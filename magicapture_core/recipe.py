@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, suppress
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,19 +22,19 @@ from .identity import Likeness, Recogniser
 from .images import save_image
 from .kept import Kept, Result, Told, result_key
 from .prompts import TEMPLATES
-from .trainer import DTYPES, Run, TrainStep, train
+from .trainer import DTYPES, Run, TrainStep, reopened, train
 from .types import MagiCaptureError, Portraits
-from .watch import Watch, best_look
+from .watch import Watch
 
 if TYPE_CHECKING:
     from .backbone import Backbone
 
 STATE_EVERY = 100  # steps between two states on the disk
 OUT_OF_MEMORY = (
-    "out of memory, with gradient_checkpointing and {batch_size} pictures at once too: close what else uses the memory "
-    "and resume at the last step; or train anew with a smaller resolution or lora_rank"
+    "out of memory, with gradient_checkpointing and batch_size 1 too: close what else uses it and resume at the last "
+    "step; or train anew with a smaller resolution or lora_rank"
 )
-RETRY = "out of memory: goes on with gradient_checkpointing and {batch_size} pictures at once; the result is the same"
+CANDIDATE = "candidate"
 BEST = "_best"  # behind the name
 
 
@@ -60,79 +60,122 @@ def personalize(
 
     folder: keeps the state and the result of this name. save: puts the artifact where it belongs, returns its files.
     key: the `result_key` of these inputs, from a caller who has it: computing it reads every weight.
-    on_step may look at the live run, make previews, and raise whatever it likes to stop: the state is then on the disk,
-    as it is after any fault, and the next call with the same inputs and `resume` goes on from it, bit for bit. Where
+    on_step may look at the live run, and raise whatever it likes to stop: the state is then on the disk, as it is when
+    a loss is not a number, and the next call with the same inputs and `resume` goes on from it, bit for bit. Where
     memory runs out, the same run goes on by itself with less of it, which `say` tells. watch: when the run is looked
-    at; the pictures lie in `Kept.samples` and `Kept.looks`, and the most alike step is saved too, as NAME_best.
+    at; the pictures lie in `Kept.samples` and `Kept.looks`, and the most alike step of phase 2 is saved as NAME_best.
     """
     check_name(name)
     if not config.inversion.num_steps + config.tuning.num_steps:
         raise MagiCaptureError("nothing to train: inversion.num_steps and tuning.num_steps are both 0")
     key = key or result_key(backbone, subject, style, config, recogniser, watch)
     check_weights(backbone)
+    if watch is not None and watch.patience and (recogniser is None or watch.detector is None or not watch.every):
+        raise MagiCaptureError(
+            "patience: nobody could tell the likeness; give a face recogniser, the face networks, and sample pictures "
+            "every so many steps, or set it to 0"
+        )
     backbone.to(torch.device(device), resolve_dtype(config, torch.device(device)))
     kept = Kept(folder, key)
     if not resume:
-        kept.state_file.unlink(missing_ok=True)
+        kept.drop_work()
 
     def attempt(config: TrainConfig) -> Result:
         dataset = encode(backbone, subject, style, config, recogniser)
         on_estimate(estimate(backbone, dataset, config))
         state, told = kept.load_state()
+        looking = Looking(watch=watch, likeness=dataset.likeness, config=config, told=told, kept=kept, say=say)
         resumed_from, result = len(told.history), None
 
         def keep(step: TrainStep) -> None:
             kept.save_state(step.state(), told)
 
-        def finish(step: TrainStep) -> Result:
-            files = save(to_artifact(step.run, name))
-            return Result(key=key, files=files, told=told, resumed_from=resumed_from)
+        def finish(run: Run) -> Result:
+            finished = Result(key=key, files=save(to_artifact(run, name)), told=told, resumed_from=resumed_from)
+            kept.save_result(finished)
+            return finished
 
+        if looking.was_cut_off(resumed_from):
+            with reopened(backbone, dataset, config, state) as run:
+                looking.look(run, resumed_from)
+                if looking.is_over:
+                    return conclude(finish(run), kept, save)
         with closing(train(backbone, dataset, config, state)) as steps:
             for step in _kept_at_a_fault(steps, keep):
                 told.add(step.losses)
                 if step.step == step.num_steps:  # kept before anyone can say stop
-                    result = finish(step)
-                    kept.save_result(result)
-                elif step.step % STATE_EVERY == 0:
-                    keep(step)
+                    result = finish(step.run)
                 try:
-                    if watch is not None and watch.is_due(step):
-                        _look(watch, step, dataset.likeness, told, kept)
+                    looking.look(step.run, step.step)
                     on_step(step)
+                    if result is None and looking.is_over:
+                        result = finish(step.run)
                 except BaseException:  # the host's own way to say stop may be none of Exception's
                     if result is None:
                         keep(step)
+                    else:
+                        conclude(result, kept, save)
                     raise
-                if result is None and watch is not None and watch.is_out_of_patience(told.likenesses):
-                    result = finish(step)
+                if result is not None:
                     break
+                if step.step % STATE_EVERY == 0:
+                    keep(step)
         assert result is not None  # a state is only kept before the last step
-        result = replace(result, best_files=_offer_best(kept.take_candidate(), told, name, save))
-        kept.save_result(result)
-        kept.state_file.unlink(missing_ok=True)
-        return result
+        return conclude(result, kept, save)
 
     return within_memory(attempt, config, say)
 
 
-def _look(watch: Watch, step: TrainStep, likeness: Likeness | None, told: Told, kept: Kept) -> None:
-    """Looks at the run; what is seen goes to the disk, and the artifact too where it was never more alike."""
-    look = watch.look(step.run, step.step, likeness)
-    for folder, picture in ((kept.samples, look.composed), (kept.looks, look.sheet)):
-        save_image(picture, folder / f"step-{step.step:06d}.png")
-    if look.likeness is not None:
-        told.looks.append([step.step, look.likeness])
-        if best_look(told.likenesses) == len(told.looks) - 1:
-            kept.keep_candidate(to_artifact(step.run, "candidate"))
-    watch.on_look(look)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Looking:
+    """A watch at work: what it sees goes to the disk, and of phase 2 into what the run tells. None looks at nothing."""
+
+    watch: Watch | None
+    likeness: Likeness | None
+    config: TrainConfig
+    told: Told
+    kept: Kept
+    say: Callable[[str], None]
+
+    def look(self, run: Run, step: int) -> None:
+        """Where a look is due. One that fails is told, and the training goes on."""
+        if self.watch is None or not self.watch.is_due(step, self.config.num_steps):
+            return
+        try:
+            look = self.watch.look(run, step, self.likeness)
+        except (torch.OutOfMemoryError, MagiCaptureError) as error:
+            self.say(f"no sample pictures after step {step}: {str(error).splitlines()[0]}")
+            return
+        for folder, picture in ((self.kept.samples, look.composed), (self.kept.looks, look.sheet)):
+            save_image(picture, folder / f"step-{step:06d}.png")
+        if look.likeness is not None and step > self.config.inversion.num_steps:
+            self.told.looks.append([step, look.likeness])
+            if self.told.best == step:
+                self.kept.keep_candidate(step, to_artifact(run, CANDIDATE))
+        self.told.looked_at = step
+        self.watch.on_look(look)
+
+    def was_cut_off(self, step: int) -> bool:
+        """Whether the run stopped after this step before its look was done, or before anyone saw that it was over."""
+        is_missing = (
+            self.watch is not None and self.watch.is_due(step, self.config.num_steps) and step > self.told.looked_at
+        )
+        return step > 0 and (is_missing or self.is_over)
+
+    @property
+    def is_over(self) -> bool:
+        return self.watch is not None and self.watch.is_out_of_patience(self.told.likenesses)
 
 
-def _offer_best(best: Artifact | None, told: Told, name: str, save: Callable[[Artifact], list[Path]]) -> list[Path]:
-    """The files of the most alike step, called NAME_best, where that was not the last one."""
-    if best is None or best_look(told.likenesses) == len(told.looks) - 1:
-        return []
-    return save(replace(best, name=f"{name[: NAME_LENGTH - len(BEST)]}{BEST}"))
+def conclude(result: Result, kept: Kept, save: Callable[[Artifact], list[Path]]) -> Result:
+    """The most alike step is saved as NAME_best, where that was not the last look; what the run needed goes."""
+    told = result.told
+    if told.best is not None and told.best != told.looks[-1][0] and (best := kept.find_candidate(told.best)):
+        name = result.files[0].stem[: NAME_LENGTH - len(BEST)] + BEST
+        result = replace(result, best_files=save(replace(best, name=name)))
+        kept.save_result(result)
+    kept.drop_work()
+    return result
 
 
 def check_weights(backbone: Backbone) -> None:
@@ -147,20 +190,21 @@ def check_weights(backbone: Backbone) -> None:
 
 
 def within_memory(attempt: Callable[[TrainConfig], Result], config: TrainConfig, say: Callable[[str], None]) -> Result:
-    """attempt(config); where memory runs out, once more with checkpointing and half the pictures in a pass.
+    """attempt(config); each time memory runs out, once more with checkpointing and half as many items in a pass.
 
-    Raises MagiCaptureError with the remedy when it runs out again, or when there is nothing left to save.
+    Raises MagiCaptureError with the remedy when there is nothing left to save.
     """
-    less = config.model_copy(update={"gradient_checkpointing": True, "batch_size": max(config.batch_size // 2, 1)})
-    try:
-        return attempt(config)
-    except torch.OutOfMemoryError:
-        pass  # gone on below: in here the traceback would hold on to the memory of the failed step
-    if less != config:
-        say(RETRY.format(batch_size=less.batch_size))
-        with suppress(torch.OutOfMemoryError):
-            return attempt(less)
-    raise MagiCaptureError(OUT_OF_MEMORY.format(batch_size=less.batch_size))
+    batch_size = min(config.batch_size, config.accumulate * len(config.tuning.tasks))  # there are no more in a step
+    while True:
+        try:
+            return attempt(config)
+        except torch.OutOfMemoryError:
+            pass  # gone on below: in here the traceback would hold on to the memory of the failed step
+        if config.gradient_checkpointing and batch_size == 1:
+            raise MagiCaptureError(OUT_OF_MEMORY)
+        batch_size = max(batch_size // 2, 1)
+        config = config.model_copy(update={"gradient_checkpointing": True, "batch_size": batch_size})
+        say(f"out of memory: goes on with gradient_checkpointing and batch_size {batch_size}; the LoRA is the same")
 
 
 def _kept_at_a_fault(steps: Iterable[TrainStep], keep: Callable[[TrainStep], None]) -> Iterator[TrainStep]:

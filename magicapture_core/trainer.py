@@ -83,6 +83,15 @@ def train(
 
 
 @contextmanager
+def reopened(backbone: Backbone, dataset: Dataset, config: TrainConfig, state: State) -> Iterator[Run]:
+    """The run as it was when it left the state, to be looked at."""
+    with open_run(backbone, dataset, config) as run:
+        phase: Phase = "inversion" if int(state["step"]) <= config.inversion.num_steps else "tuning"
+        run.begin(phase, state, midway=True)
+        yield run
+
+
+@contextmanager
 def open_run(backbone: Backbone, dataset: Dataset, config: TrainConfig) -> Iterator[Run]:
     """A run whose changes to the backbone's modules are undone on leaving."""
     with ExitStack() as undo:
@@ -215,14 +224,17 @@ class Run:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
-        if phase == "inversion" and self.config.inversion.pull_norm:
+        if phase == "inversion" and self.config.inversion.pull_norm and math.isfinite(length):
             self._pull_norms(rate=self.config.inversion.token_learning_rate * fraction_left)
         return LossTerms(**means._asdict(), total=total, num_identity=num_identity)
 
     def _check_numbers(self, phase: Phase, step: int, total: float, gradient: float) -> None:
-        """In fp16 a gradient may overflow: the scaler passes over such a step, at a lower scale from then on."""
+        """In fp16 a gradient may overflow: the scaler passes over such a step, at a lower scale from then on.
+
+        Where that has not helped down to a scale of 1, it is no overflow.
+        """
         half = self.backbone.unet.dtype == torch.float16
-        if math.isfinite(total) and (half or math.isfinite(gradient)):
+        if math.isfinite(total) and (math.isfinite(gradient) or (half and self._scaler.get_scale() > 1)):
             return
         number = step + 1 + (self.config.inversion.num_steps if phase == "tuning" else 0)
         what = "gradient" if math.isfinite(total) else "loss"

@@ -16,12 +16,12 @@ from .heatmaps import AttentionRecord, overlay
 from .images import contact_sheet
 from .likeness import embed_face
 from .prompts import TEMPLATES, fill
-from .types import MagiCaptureError, Task
+from .types import Task
 
 if TYPE_CHECKING:
     from .faces import FaceDetector
-    from .identity import Likeness, Recogniser
-    from .trainer import Run, TrainStep
+    from .identity import Likeness
+    from .trainer import Run
 
 NUM_STEPS = 20  # of the sampling
 
@@ -45,8 +45,8 @@ class Look:
 class Watch:
     """How a training is looked at.
 
-    every: steps between two looks, 0 = only after the last. patience: so many looks in a row without a better likeness
-    end the training; 0 = none do. detector: finds the face of the composed picture; without it, or without a
+    every: steps between two looks, 0 = only after the last. patience: so many looks at phase 2 in a row, none more
+    alike, end the training; 0 = none do. detector: finds the face of the composed picture; without it, or without a
     recogniser, there is no likeness. on_look: gets each look. on_sampling: is called at each step of a look's sampling.
     """
 
@@ -56,12 +56,12 @@ class Watch:
     on_look: Callable[[Look], None] = lambda look: None
     on_sampling: Callable[[int, int], None] = lambda step, num_steps: None
 
-    def is_due(self, step: TrainStep) -> bool:
-        return step.step == step.num_steps or (self.every > 0 and step.step % self.every == 0)
+    def is_due(self, step: int, num_steps: int) -> bool:
+        return step == num_steps or (self.every > 0 and step % self.every == 0)
 
     def is_out_of_patience(self, likenesses: Sequence[float]) -> bool:
-        """likenesses: of every look so far, in order."""
-        return 0 < self.patience <= len(likenesses) - 1 - best_look(likenesses)
+        """likenesses: of every look at phase 2 so far, in order."""
+        return bool(likenesses) and 0 < self.patience < len(likenesses) - likenesses.index(max(likenesses))
 
     def look(self, run: Run, step: int, likeness: Likeness | None) -> Look:
         cells: dict[str, Tensor] = {}
@@ -97,28 +97,6 @@ class Watch:
         return 0.0 if embeds is None else float((likeness.embeddings @ embeds[0].cpu()).mean())
 
 
-def best_look(likenesses: Sequence[float]) -> int:
-    """The first of the highest; of no looks -1."""
-    return likenesses.index(max(likenesses)) if likenesses else -1
-
-
-def face_finder(recogniser: Recogniser | None, say: Callable[[str], None]) -> FaceDetector | None:
-    """The pack's detector where a likeness can be told with it; where its networks are missing, that is said."""
-    from .faces import load_face_detector
-
-    if recogniser is None:
-        return None
-    try:
-        return load_face_detector()
-    except MagiCaptureError as error:
-        say(f"no likeness while it trains: {error}")
-        return None
-
-
 def describe(looks: Sequence[Sequence[float]]) -> str:
-    """looks: [step, likeness] -> a line that names the most alike; empty where nobody could tell."""
-    if not looks:
-        return ""
-    best = best_look([likeness for _, likeness in looks])
-    told = ", ".join(f"{step:.0f}: {likeness:.2f}" for step, likeness in looks)
-    return f"likeness by step {told}; the best is step {looks[best][0]:.0f}"
+    """looks: [step, likeness] -> one line; empty where nobody could tell."""
+    return "likeness by step " + ", ".join(f"{step:.0f}: {cosine:.2f}" for step, cosine in looks) if looks else ""

@@ -37,15 +37,18 @@ class LoadMagiCaptureLoRA(io.ComfyNode):
                 strength_input(
                     "strength_subject",
                     "How strongly the person's half of the LoRA acts. Other than 1 needs a LoRA of split adapters.",
+                    optional=True,
                 ),
                 strength_input(
                     "strength_style",
                     "How strongly the style's half of the LoRA acts. Other than 1 needs a LoRA of split adapters.",
+                    optional=True,
                 ),
                 io.Combo.Input(
                     "style_lora_name",
                     options=[SAME_FILE, *patching.choices()],
                     default=SAME_FILE,
+                    optional=True,
                     tooltip="Take the style, its word and its half of the LoRA, from another file: the person of the "
                     "one in the style of the other. Both must be of split adapters.",
                 ),
@@ -60,7 +63,7 @@ class LoadMagiCaptureLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, lora_name: str, style_lora_name: str, **others: Any) -> list[Any]:
+    def fingerprint_inputs(cls, lora_name: str, style_lora_name: str = SAME_FILE, **others: Any) -> list[Any]:
         names = [name for name in (lora_name, style_lora_name) if name != SAME_FILE]
         return [patching.fingerprint(name) for name in names]
 
@@ -72,9 +75,9 @@ class LoadMagiCaptureLoRA(io.ComfyNode):
         lora_name: str,
         strength_model: float,
         strength_clip: float,
-        strength_subject: float,
-        strength_style: float,
-        style_lora_name: str,
+        strength_subject: float = 1.0,
+        strength_style: float = 1.0,
+        style_lora_name: str = SAME_FILE,
     ) -> io.NodeOutput:
         from ..magicapture_core import halves
 

@@ -53,8 +53,8 @@ def checkpoint_inputs(optional: bool = False, **tooltips: str) -> list[Any]:
     return [kinds[name].Input(name, optional=optional, tooltip=tooltip) for name, tooltip in tooltips.items()]
 
 
-def strength_input(name: str, tooltip: str) -> Any:
-    return io.Float.Input(name, default=1.0, min=-10.0, max=10.0, step=0.05, tooltip=tooltip)
+def strength_input(name: str, tooltip: str, optional: bool = False) -> Any:
+    return io.Float.Input(name, default=1.0, min=-10.0, max=10.0, step=0.05, tooltip=tooltip, optional=optional)
 
 
 def text_input(name: str, default: str, tooltip: str) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..magicapture_core.config import TrainConfig, parse_config
 from ..magicapture_core.types import Face, MagiCaptureError, Portraits
 from . import folders, patching
-from .portraits import to_portraits
+from .portraits import face_detector, to_portraits
 from .progress import Progress
 from .sockets import (
     ArtifactType,
@@ -67,7 +67,7 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
                     min=0,
                     max=100_000,
                     tooltip="Sample pictures every so many steps, and where the words look on them; 0 makes only the "
-                    "last ones. They cost time, and change nothing in the result.",
+                    "last ones. They cost time; in the result they change nothing but patience's end and NAME_best.",
                 ),
                 io.Boolean.Input(
                     "train_again",
@@ -83,7 +83,7 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
                     optional=True,
                     tooltip="From Load Face Recognition: the identity loss then pulls the face of the composed picture "
                     "towards the person's. Without it there is no such loss. The sample pictures are then compared "
-                    "with the person, and the most alike step is saved too, as NAME_best.",
+                    "with the person, and the most alike step of phase 2 is saved too, as NAME_best.",
                 ),
                 io.Int.Input(
                     "patience",
@@ -132,7 +132,7 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
         patience: int = 0,
     ) -> io.NodeOutput:
         from ..magicapture_core.likeness import check_targets
-        from ..magicapture_core.watch import Watch, face_finder
+        from ..magicapture_core.watch import Watch
 
         config = settings or parse_config({})
         with torch.inference_mode(False), torch.enable_grad():
@@ -144,7 +144,7 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
             watch = Watch(
                 every=preview_every,
                 patience=patience,
-                detector=face_finder(face_recognition, progress.say),
+                detector=face_detector(required=False) if face_recognition is not None else None,
                 on_look=progress.looked,
                 on_sampling=progress.sampling,
             )

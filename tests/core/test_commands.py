@@ -164,8 +164,9 @@ def test_out_of_memory_is_one_line_with_a_state_that_resume_goes_on_from(photos,
     with register_module_forward_pre_hook(run_out):
         assert main(arguments) == 2
     said = capsys.readouterr().err
-    assert "out of memory: goes on with gradient_checkpointing and 6 pictures at once" in said
-    assert "magicapture train: out of memory, with gradient_checkpointing and 6 pictures at once too: " in said
+    for batch_size in (6, 3, 1):
+        assert f"out of memory: goes on with gradient_checkpointing and batch_size {batch_size};" in said
+    assert "magicapture train: out of memory, with gradient_checkpointing and batch_size 1 too: " in said
     assert main([*arguments, "--resume"]) == 0
     said = capsys.readouterr()
     assert "goes on at step 3" in said.err

@@ -110,9 +110,11 @@ def test_an_extracted_style_is_a_file_like_any_other(backbone, tmp_path):
 def test_faults_are_named(backbone):
     whole = split_artifact(backbone.unet)
     style = extract(whole, "style", "ink")
+    alike = replace(whole.tokens[1], placeholder="<subject>")
     for act, words in (
         (lambda: extract(make_artifact(), "style", "x"), "joint adapters"),
         (lambda: scaled(make_artifact(), {"subject": 0.5, "style": 1.0}), "joint adapters"),
+        (lambda: mix(whole, replace(whole, tokens=(whole.tokens[0], alike)), "x"), "same placeholder"),
         (lambda: extract(style, "subject", "x"), "ink holds no subject, only the style"),
         (lambda: mix(whole, replace(style, architecture="stable-diffusion-v1"), "x"), "kind of model"),
         (lambda: extract(replace(whole, rank_split={"subject": 4, "style": 4}), "style", "x"), "has rank 12"),

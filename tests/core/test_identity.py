@@ -111,9 +111,11 @@ def test_photos_without_landmarks_are_passed_over(backbone):
     assert blind.draw(small_config(), composed(40)).identity_items == []
 
 
-def test_no_weight_no_embeddings(backbone):
+def test_no_weight_no_term_but_a_likeness(backbone):
     config = small_config(loss={"attention_downscale": 2, "identity_weight": 0})
-    assert encode(backbone, portraits(1), portraits(1), config, SmallRecogniser()).likeness is None
+    dataset = encode(backbone, portraits(1), portraits(1), config, SmallRecogniser())
+    assert dataset.likeness is not None
+    assert dataset.draw(config, composed(40)).identity_items == []
 
 
 def test_the_window_alone_shows_the_same_face_as_the_whole_picture(backbone):

@@ -110,7 +110,7 @@ def test_a_run_that_fits_with_checkpointing_goes_on_by_itself(tmp_path, last):
     )
     assert done == [1, 2, 3, 4, 5, 6]
     assert len(said) == 1
-    assert "gradient_checkpointing and 1 pictures" in said[0]
+    assert "gradient_checkpointing and batch_size 1" in said[0]
     assert [row[-1] for row in result.told.history] == pytest.approx([row[-1] for row in whole.told.history], rel=1e-3)
 
 

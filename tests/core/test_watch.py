@@ -1,6 +1,8 @@
 """Looking at a run: the same pictures every time, nothing disturbed, the most alike step kept, an end to patience."""
 
+import shutil
 from contextlib import closing
+from typing import Any
 
 import pytest
 import torch
@@ -9,15 +11,15 @@ from magicapture_core import artifact, recipe
 from magicapture_core.backbone import tiny
 from magicapture_core.dataset import encode
 from magicapture_core.faces import FaceDetector
-from magicapture_core.kept import Kept
+from magicapture_core.kept import Kept, missing_files
 from magicapture_core.likeness import embed_face
 from magicapture_core.trainer import train
-from magicapture_core.types import Face
-from magicapture_core.watch import Watch, best_look, describe
+from magicapture_core.types import Face, MagiCaptureError
+from magicapture_core.watch import Watch, describe
 from tests.small import LANDMARKS, SmallRecogniser, portraits, same, small_config
 
 SUBJECT, STYLE = portraits(2), portraits(3, seed=1)
-CONFIG = small_config(tuning={"num_steps": 4, "lora_learning_rate": 0.02}, loss={"attention_downscale": 2})
+CONFIG = small_config(tuning={"num_steps": 6, "lora_learning_rate": 0.02}, loss={"attention_downscale": 2})
 
 
 class OneFace(FaceDetector):
@@ -40,10 +42,10 @@ def short_sampling(monkeypatch):
     monkeypatch.setattr("magicapture_core.watch.NUM_STEPS", 2)
 
 
-def run(folder, **options):
+def run(folder, **options: Any):
     """The finished result, and what was seen."""
     looks = []
-    watch = Watch(every=1, detector=OneFace(), on_look=looks.append, **options.pop("watch", {}))
+    watch = Watch(**{"every": 1, "detector": OneFace(), "on_look": looks.append, **options.pop("watch", {})})
     options.setdefault("recogniser", SmallRecogniser())
     result = recipe.personalize(
         tiny(),
@@ -92,58 +94,123 @@ def test_the_likeness_is_the_mean_cosine_to_the_photos():
     assert look.likeness == pytest.approx(float((dataset.likeness.embeddings @ embeds[0]).mean()))
 
 
-def test_the_most_alike_step_is_saved_beside_the_last(tmp_path):
+def test_the_most_alike_step_of_phase_2_is_saved_beside_the_last(tmp_path):
     made = {}
     result, looks = run(tmp_path, on_step=lambda step: made.update({step.step: recipe.to_artifact(step.run, "x").lora}))
-    assert [step for step, _ in result.told.looks] == [1, 2, 3, 4, 5, 6, 7]
-    assert result.told.likenesses == [look.likeness for look in looks]
-    best = best_look(result.told.likenesses) + 1
-    assert 1 <= best < 7
-    assert same(lora_of(result.files), made[7])
+    assert [step for step, _ in result.told.looks] == [4, 5, 6, 7, 8, 9]
+    assert result.told.likenesses == [look.likeness for look in looks[3:]]
+    best = result.told.best
+    assert best is not None
+    assert max(result.told.likenesses) == result.told.likenesses[best - 4] > result.told.likenesses[-1]
+    assert same(lora_of(result.files), made[9])
     assert result.best_files[0].name == "someone_best.safetensors"
     assert same(lora_of(result.best_files), made[best])
     kept = Kept(tmp_path / "work", result.key)
     assert kept.find_result() == result
-    assert len(list(kept.samples.iterdir())) == len(list(kept.looks.iterdir())) == 7
+    assert len(list(kept.samples.iterdir())) == len(list(kept.looks.iterdir())) == 9
     assert {path.name.split("-")[0] for path in kept.folder.iterdir()} == {"result", "samples", "looks"}
-    assert f"the best is step {best}" in describe(result.told.looks)
+    assert f"{best}: {max(result.told.likenesses):.2f}" in describe(result.told.looks)
+    result.best_files[0].unlink()
+    assert kept.find_result() is None
+    assert missing_files(kept.folder) == [str(result.best_files[0])]
 
 
 def test_when_patience_runs_out_the_training_ends(tmp_path):
     whole, _ = run(tmp_path / "whole")
     likenesses = whole.told.likenesses
-    end = next(n for n in range(2, 8) if n - 1 - best_look(likenesses[:n]) == 2)
-    assert end < 7
-    result, looks = run(tmp_path / "short", watch={"patience": 2})
-    assert len(looks) == len(result.told.history) == end
+    end = next(n for n in range(1, 7) if n - 1 - likenesses.index(max(likenesses[:n])) == 1)
+    assert end < 6
+    result, looks = run(tmp_path / "short", watch={"patience": 1})
+    assert len(looks) == len(result.told.history) == 3 + end
     assert result.told.likenesses == likenesses[:end]
     assert Kept(tmp_path / "short" / "work", result.key).find_result() == result
     assert result.key != whole.key
 
 
-@pytest.mark.parametrize("stop_after", [2, 5])
-def test_a_stop_forgets_no_look(tmp_path, stop_after):
-    """Resumed, the likenesses, the best and the files are those of the run that was never stopped."""
+class Stopper:
+    """Raises Stop at a step, or at a step of the sampling."""
 
-    def stop(step):
-        if step.step == stop_after:
+    def __init__(self, step=0, sampling=0):
+        self.step, self.sampling, self.sampled = step, sampling, 0
+
+    def on_step(self, step):
+        if step.step == self.step:
             raise Stop
 
-    whole, _ = run(tmp_path / "whole")
+    def on_sampling(self, step, num_steps):
+        self.sampled += 1
+        if self.sampled == self.sampling:
+            raise Stop
+
+
+@pytest.mark.parametrize("patience", [0, 1])
+@pytest.mark.parametrize("stop", [{"step": 2}, {"step": 5}, {"sampling": 2 * 3 * 4 + 3}, {"sampling": 2 * 3 * 3 + 1}])
+def test_a_stop_forgets_no_look(tmp_path, stop, patience):
+    """After a step, or within the 2 x 3 samplings of a look: resumed, all is as if the run had never been stopped."""
+    stopper, watch = Stopper(**stop), {"patience": patience}
+    whole, seen = run(tmp_path / "whole", watch=watch)
     with pytest.raises(Stop):
-        run(tmp_path / "stopped", on_step=stop)
-    resumed, looks = run(tmp_path / "stopped")
-    assert [look.step for look in looks] == list(range(stop_after + 1, 8))
+        run(tmp_path / "stopped", on_step=stopper.on_step, watch={**watch, "on_sampling": stopper.on_sampling})
+    resumed, looks = run(tmp_path / "stopped", watch=watch)
     assert resumed.told == whole.told
+    assert looks[-1].step == seen[-1].step
+    assert [file.name for file in resumed.best_files] == [file.name for file in whole.best_files]
     for left, right in ((whole.files, resumed.files), (whole.best_files, resumed.best_files)):
-        assert same(lora_of(left), lora_of(right))
+        assert not left or same(lora_of(left), lora_of(right))
 
 
-def test_without_a_recogniser_there_is_no_best(tmp_path):
-    result, looks = run(tmp_path, recogniser=None, watch={"patience": 1})
-    assert len(looks) == 7
+def test_a_kill_after_any_look_loses_no_candidate(tmp_path, monkeypatch):
+    """The state of step 5 and all that lies beside it after step 6's look: the best of the resumed run is found."""
+    monkeypatch.setattr(recipe, "STATE_EVERY", 5)
+    whole, _ = run(tmp_path / "whole")
+
+    def copy(step):
+        if step.step == 7:
+            shutil.copytree(tmp_path / "killed" / "work", tmp_path / "left" / "work")
+
+    run(tmp_path / "killed", on_step=copy)
+    resumed, _ = run(tmp_path / "left")
+    assert resumed.resumed_from == 5
+    assert resumed.told == whole.told
+    assert same(lora_of(whole.best_files), lora_of(resumed.best_files))
+
+
+def test_a_look_that_fails_is_told_and_the_training_goes_on(tmp_path):
+    """For want of memory, at the fifth step and at the last."""
+
+    def run_out(step, num_steps):
+        if len(calls) in (4, 8):
+            raise torch.OutOfMemoryError("no GPU has this much")
+
+    calls: list[int] = []
+    said: list[str] = []
+    result, looks = run(
+        tmp_path, watch={"on_sampling": run_out}, on_step=lambda step: calls.append(step.step), say=said.append
+    )
+    assert [look.step for look in looks] == [1, 2, 3, 4, 6, 7, 8]
+    assert [line.split(":")[0] for line in said] == [f"no sample pictures after step {n}" for n in (5, 9)]
+    assert result.files[0].name == "someone.safetensors"
+    assert calls == list(range(1, 10))
+
+
+def test_without_a_face_there_is_no_best(tmp_path):
+    result, _ = run(tmp_path, watch={"detector": OneFace(until=0)})
+    assert result.told.likenesses == [0.0] * 6
+    assert result.best_files == []
+
+
+def test_without_a_recogniser_there_is_no_likeness(tmp_path):
+    result, looks = run(tmp_path, recogniser=None)
+    assert len(looks) == 9
     assert result.told.looks == result.best_files == []
     assert describe(result.told.looks) == ""
+
+
+@pytest.mark.parametrize("lacking", [{"recogniser": None}, {"watch": {"detector": None}}, {"watch": {"every": 0}}])
+def test_patience_that_nobody_can_have_is_refused(tmp_path, lacking):
+    lacking = {**lacking, "watch": {"patience": 1, **lacking.get("watch", {})}}
+    with pytest.raises(MagiCaptureError, match="patience: nobody could tell"):
+        run(tmp_path, **lacking)
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def check_out_of_memory_is_one_line_and_the_next_queue_goes_on(pack, loaded):
             node.execute(**given)
         except types.MagiCaptureError as error:
             message = str(error)
-    assert message.startswith("out of memory, with gradient_checkpointing and 1 pictures at once too: ")
+    assert message.startswith("out of memory, with gradient_checkpointing and batch_size 1 too: ")
     assert "\n" not in message
     assert same(before, as_bytes(loaded))
     with Steps() as steps:
