@@ -64,21 +64,23 @@ class Watch:
         return bool(likenesses) and 0 < self.patience < len(likenesses) - likenesses.index(max(likenesses))
 
     def look(self, run: Run, step: int, likeness: Likeness | None) -> Look:
-        cells: dict[str, Tensor] = {}
+        cells: list[Tensor] = []
+        labels: list[str] = []
         pictures: dict[Task, Tensor] = {}
         for task in TEMPLATES:
             pictures[task], maps = self._sample(run, task)
-            cells |= {task: pictures[task], **maps}
+            cells += [pictures[task], *maps.values()]
+            labels += [task, *maps]
         composed = pictures["composed"]
         return Look(
             step=step,
             composed=composed,
-            sheet=contact_sheet(list(cells.values()), len(cells), list(cells)),
+            sheet=contact_sheet(cells, len(cells), labels),
             likeness=self._compare(composed, likeness),
         )
 
     def _sample(self, run: Run, task: Task) -> tuple[Tensor, dict[str, Tensor]]:
-        """[3,H,W] from the task's first prompt, and by label where each of its words looks, of the same size."""
+        """[3,H,W] from the task's first prompt, and by word where each of its words looks, of the same size."""
         config = run.config
         prompt = fill(TEMPLATES[task][0], config.subject.placeholder_token, config.style.placeholder_token)
         record = AttentionRecord([word for word in run.objective.placeholders if word in prompt])
@@ -86,7 +88,7 @@ class Watch:
         images = run.preview(
             prompt, num_steps=NUM_STEPS, seed=config.seed, size=size, record=record, on_step=self.on_sampling
         )
-        maps = {f"{word}, {task}": overlay(images, record.heatmap(word, size))[0] for word in record.words}
+        maps = {word: overlay(images, record.heatmap(word, size))[0] for word in record.words}
         return images[0], maps
 
     @torch.no_grad()
