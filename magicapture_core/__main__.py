@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from . import commands
+from . import commands, train_command
 from .prompts import COMPOSED_PROMPT
 from .types import MagiCaptureError, Side
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MagiCaptureError, OSError) as error:
         print(f"magicapture {arguments.command}: {error}", file=sys.stderr)
         return BAD_INPUT
-    except (KeyboardInterrupt, commands.Cancelled) as stopped:
+    except (KeyboardInterrupt, train_command.Cancelled) as stopped:
         print(f"magicapture {arguments.command}: cancelled. {stopped}".rstrip(), file=sys.stderr)
         return CANCELLED
     if arguments.json:
@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     masks.add_argument("--output", type=Path, required=True, metavar="DIR")
     masks.add_argument("--resolution", type=positive, default=512, help="side of the squares in pixels (%(default)s)")
 
-    train = command("train", commands.train, "photos to a LoRA")
+    train = command("train", train_command.train, "photos to a LoRA")
     for side in ("subject", "style"):
         train.add_argument(f"--{side}", type=Path, required=True, metavar="DIR", help=f"folder of {side} photos")
         train.add_argument(
@@ -83,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--name", required=True, help="letters, digits, - and _")
     _add_model(train)
     train.add_argument(
-        "--preset", choices=commands.PRESET_NAMES, help="standard by default; the embedded tiny model has its own"
+        "--preset", choices=train_command.PRESET_NAMES, help="standard by default; the embedded tiny model has its own"
     )
     train.add_argument("--config", type=Path, metavar="TOML", help="settings; they go before the preset")
     train.add_argument("--inversion-steps", type=int, metavar="N", help="optimizer steps of phase 1")

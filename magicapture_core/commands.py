@@ -1,19 +1,18 @@
-"""The terminal's commands: files in, one call into the core, files out. Each returns what it prints, ready for JSON."""
+"""The terminal's commands: files in, one call into the core, files out. Each returns what it prints, ready for JSON.
+
+`train`, the longest, has train_command.py to itself.
+"""
 
 from __future__ import annotations
 
-import signal
 import sys
-import tomllib
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import artifact as artifacts
 from . import models as known
-from .config import PRESETS, TrainConfig, parse_config
 from .prompts import fill_prompt
 from .types import MagiCaptureError, PhotoNote, Portraits, Side
 
@@ -21,17 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .backbone import Backbone
-    from .identity import Recogniser
-    from .trainer import TrainStep
 
 Result = dict[str, Any]
 Command = Callable[[Namespace], Result]
-PRESET_NAMES = ("quick", "standard", "paper")
-LOOKS = 5  # at a training, evenly spread
-
-
-class Cancelled(Exception):
-    """The user stopped; the message says how to go on."""
 
 
 def progress(total: int, text: str) -> Any:
@@ -138,125 +129,6 @@ def pick_device(name: str | None) -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def read_config(arguments: Namespace) -> TrainConfig:
-    """The preset, then the TOML file, then the flags."""
-    if arguments.preset and arguments.checkpoint is None:
-        raise MagiCaptureError("--preset: the embedded tiny model has its own; leave it out, or give --checkpoint")
-    values = PRESETS["tiny" if arguments.checkpoint is None else arguments.preset or "standard"]
-    if arguments.config is not None:
-        try:
-            values = merge(values, tomllib.loads(arguments.config.read_text(encoding="utf-8-sig")))
-        except tomllib.TOMLDecodeError as error:
-            raise MagiCaptureError(f"{arguments.config}: {error}") from error
-    flags: dict[str, Any] = {}
-    for phase in ("inversion", "tuning"):
-        steps = getattr(arguments, f"{phase}_steps")
-        if steps is not None:
-            flags[phase] = {"num_steps": steps}
-    if arguments.seed is not None:
-        flags["seed"] = arguments.seed
-    return parse_config(merge(values, flags))
-
-
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries, the second before the first."""
-    merged = dict(base)
-    for key, value in over.items():
-        inner = merged.get(key)
-        merged[key] = merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def train(arguments: Namespace) -> Result:
-    from . import recipe
-    from .faces import load_face_detector
-    from .kept import Kept
-    from .watch import Watch, describe
-
-    artifacts.check_name(arguments.name)
-    config = read_config(arguments)
-    subject, subject_notes = read_portraits(arguments.subject, arguments.subject_masks, config.resolution, "subject")
-    style, style_notes = read_portraits(arguments.style, arguments.style_masks, config.resolution, "style")
-    backbone = read_backbone(arguments.checkpoint)
-    folder = arguments.output / "magicapture" / arguments.name
-    recogniser, notes = read_recogniser(arguments.recogniser, subject, style)
-    with progress(config.num_steps, "training") as bar, stoppable() as stopped:
-
-        def on_step(step: TrainStep) -> None:
-            if arguments.resume and not bar.n:
-                bar.write(
-                    f"goes on at step {step.step}" if step.step > 1 else "no state to go on from", file=sys.stderr
-                )
-            bar.update(step.step - bar.n)
-            bar.set_postfix(phase=step.phase, loss=f"{step.losses.total:.4f}")
-            stop_if_asked()
-
-        def stop_if_asked() -> None:
-            if stopped():
-                raise Cancelled("The state of the last step is kept; the same command with --resume goes on")
-
-        def say(text: str) -> None:
-            bar.write(text, file=sys.stderr)
-
-        watch = Watch(
-            every=arguments.look_every or max(1, config.num_steps // LOOKS),
-            patience=arguments.patience,
-            detector=load_face_detector() if recogniser else None,
-            on_sampling=lambda *_: stop_if_asked(),
-        )
-        result = recipe.personalize(
-            backbone,
-            subject,
-            style,
-            config,
-            name=arguments.name,
-            folder=folder,
-            save=lambda made: list(artifacts.save(made, arguments.output)),
-            recogniser=recogniser,
-            device=pick_device(arguments.device),
-            resume=arguments.resume,
-            on_estimate=lambda estimate: say(f"estimate: {estimate}"),
-            on_step=on_step,
-            watch=watch,
-            say=say,
-        )
-    said: Result = {"lora": str(result.files[0]), "embeddings": [str(file) for file in result.files[1:]]}
-    said |= {"photos": [str(note) for note in [*subject_notes, *style_notes, *notes]]}
-    said |= {"steps": len(result.told.history), "resumed_from_step": result.resumed_from}
-    said |= {"loss": result.told.history[-1][-1], "model": backbone.architecture}
-    kept = Kept(folder, result.key)
-    said |= {"samples": str(kept.samples), "looks": str(kept.looks)}
-    if result.told.looks:
-        said |= {"likeness": describe(result.told.looks), "best": [str(file) for file in result.best_files]}
-    if arguments.checkpoint is None:
-        said["note"] = "trained on the embedded tiny model, for a first look; give --checkpoint for your SD1.5 model"
-    return said
-
-
-def read_recogniser(file: Path | None, subject: Portraits, style: Portraits) -> tuple[Recogniser | None, list[str]]:
-    """The network for the identity loss, and notes on the photos that it cannot use."""
-    from .likeness import check_targets
-    from .recognisers import load_recogniser
-
-    return (load_recogniser(file), check_targets(subject, style)) if file else (None, [])
-
-
-@contextmanager
-def stoppable() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C inside the block is remembered until it is asked for, so that no step is torn; a second one interrupts."""
-    asked: list[int] = []
-
-    def remember(*_: Any) -> None:
-        asked.append(1)
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, remember)
-    try:
-        yield lambda: bool(asked)
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def generate(arguments: Namespace) -> Result:

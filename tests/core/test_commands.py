@@ -13,10 +13,11 @@ import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from magicapture_core.__main__ import build_parser, main
-from magicapture_core.commands import output_names, read_config, read_portraits
+from magicapture_core.commands import output_names, read_portraits
 from magicapture_core.config import TrainConfig
 from magicapture_core.images import load_photo, save_image
 from magicapture_core.kept import TERMS
+from magicapture_core.train_command import read_config
 from tests import onnx_files
 
 ROOT = Path(__file__).parents[2]
