@@ -61,7 +61,7 @@ def random_latents(side: int) -> Dataset:
         masks = {"face_masks": face, "attention_masks": face[..., ::4, ::4]}
         return EncodedPortraits(mean=mean, std=std, landmarks=landmarks, **masks)
 
-    return Dataset(subject=encoded(1.0), style=encoded(0.0), scaling_factor=0.18215)
+    return Dataset(concepts={"subject": encoded(1.0), "style": encoded(0.0)}, scaling_factor=0.18215)
 
 
 def our_step(unet: Any, side: int, settings: dict[str, Any], arguments: argparse.Namespace, stack: ExitStack) -> Step:

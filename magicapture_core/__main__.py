@@ -75,9 +75,20 @@ def build_parser() -> argparse.ArgumentParser:
 
     train = command("train", train_command.train, "photos to a LoRA")
     for side in ("subject", "style"):
-        train.add_argument(f"--{side}", type=Path, required=True, metavar="DIR", help=f"folder of {side} photos")
         train.add_argument(
-            f"--{side}-masks", type=Path, metavar="DIR", help="masks of the same file stems, white = face"
+            f"--{side}",
+            type=Path,
+            required=True,
+            action="append",
+            metavar="DIR",
+            help=f"folder of {side} photos; again for each further {side}, whose word is then <{side}_2> and so on",
+        )
+        train.add_argument(
+            f"--{side}-masks",
+            type=Path,
+            action="append",
+            metavar="DIR",
+            help=f"masks of the same file stems, white = face; once for each --{side}",
         )
     train.add_argument("--output", type=Path, required=True, metavar="DIR")
     train.add_argument("--name", required=True, help="letters, digits, - and _")

@@ -29,7 +29,7 @@ from .metadata import (
     training_fields,
     write_content,
 )
-from .types import MagiCaptureError, Side, Token
+from .types import MagiCaptureError, Side, Token, concept_name
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 NAME_LENGTH = 64
@@ -72,7 +72,7 @@ def check_name(name: str) -> str:
 
 
 def save(artifact: Artifact, folder: Path, embeddings_folder: Path | None = None) -> tuple[Path, ...]:
-    """NAME.safetensors into `folder`, NAME_subject and NAME_style beside it or into their own folder; in this order.
+    """NAME.safetensors into `folder`, NAME_subject, NAME_style and so on beside it or into their own; in this order.
 
     Where one of the names is taken all get the same number, NAME_2 and so on; nothing is overwritten. The LoRA is
     written last. Raises MagiCaptureError for a name or for weights that cannot be shared.
@@ -233,21 +233,32 @@ def _count_kinds(names: Mapping[str, Any]) -> dict[str, int]:
 
 def _content_beside(path: Path, folders: Sequence[Path]) -> Content:
     """The learned words of a file that has lost them, out of the embedding files of the same name."""
-    names = {side: f"{path.stem}_{side}{SUFFIX}" for side in get_args(Side)}
-    places = {
-        side: [place for place in (path.parent, *folders) if (place / name).is_file()] for side, name in names.items()
-    }
-    missing = [names[side] for side, found in places.items() if not found]
+    found = _embeddings_of(path.stem, (path.parent, *folders))
+    missing = [f"{path.stem}_{side}{SUFFIX}" for side in get_args(Side) if side not in found]
     if missing:
         raise MagiCaptureError(
             "no LoRA made by MagiCapture, or another tool dropped its learned words: then put "
             f"{' and '.join(missing)} beside it or into the embeddings folder"
         )
-    tokens = [read_embedding(found[0] / names[side], side) for side, found in places.items()]
+    tokens = [read_embedding(file, concept) for concept, file in found.items()]
     return Content(tokens=check_tokens(tokens), config={}, templates={}, rank_split={})
 
 
-def read_embedding(path: Path, name: Side) -> Token:
+def _embeddings_of(name: str, folders: Sequence[Path]) -> dict[str, Path]:
+    """Concept -> its embedding file in the first folder that has it; of each side up to the first that none has."""
+    found: dict[str, Path] = {}
+    for side in get_args(Side):
+        for number in count(1):
+            concept = concept_name(side, number)
+            places = (folder / f"{name}_{concept}{SUFFIX}" for folder in folders)
+            file = next((place for place in places if place.is_file()), None)
+            if file is None:
+                break
+            found[concept] = file
+    return found
+
+
+def read_embedding(path: Path, name: str) -> Token:
     """An embedding file of one word. Raises MagiCaptureError when it holds anything else."""
     tensors, _ = _read(path)
     if len(tensors) != 1:

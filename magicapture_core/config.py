@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from .types import MagiCaptureError, Task
+from .types import MagiCaptureError, Side, Task, concept_name
 
 Preset = Literal["quick", "standard", "paper", "tiny"]
 PLACEHOLDER_PATTERN = r"^<[A-Za-z0-9_-]{1,40}>$"
+MAX_MORE = 15  # people or styles besides the first
 
 
 class Settings(BaseModel):
@@ -61,11 +62,6 @@ class LoraConfig(Settings):
         description="joint: one update holds person and style. split: each has its own half, of this rank, in one file "
         "of twice the rank; their strengths can then be set apart, and the style be shared without the person.",
     )
-
-    @property
-    def rank_split(self) -> dict[str, int]:
-        """Each concept's share of the file's rank, in order; empty while they share it all."""
-        return {"subject": self.lora_rank, "style": self.lora_rank} if self.adapters == "split" else {}
 
 
 class LossConfig(Settings):
@@ -197,6 +193,12 @@ class TrainConfig(Settings):
     )
     subject: TokenConfig = TokenConfig(placeholder_token="<subject>", initializer_token="person")
     style: TokenConfig = TokenConfig(placeholder_token="<style>", initializer_token="")
+    more_subjects: tuple[TokenConfig, ...] = Field(
+        default=(), max_length=MAX_MORE, description="The learned words of further people in the same training."
+    )
+    more_styles: tuple[TokenConfig, ...] = Field(
+        default=(), max_length=MAX_MORE, description="The learned words of further styles in the same training."
+    )
     lora: LoraConfig = LoraConfig()
     loss: LossConfig = LossConfig()
     inversion: InversionConfig = InversionConfig()
@@ -230,6 +232,32 @@ class TrainConfig(Settings):
     def num_steps(self) -> int:
         """Optimizer steps of both phases."""
         return self.inversion.num_steps + self.tuning.num_steps
+
+    @property
+    def concepts(self) -> dict[str, TokenConfig]:
+        """Name -> its learned word, the people first."""
+        sides: dict[Side, tuple[TokenConfig, ...]] = {
+            "subject": (self.subject, *self.more_subjects),
+            "style": (self.style, *self.more_styles),
+        }
+        return {
+            concept_name(side, number): word for side, words in sides.items() for number, word in enumerate(words, 1)
+        }
+
+    @property
+    def rank_split(self) -> dict[str, int]:
+        """Each concept's share of the file's rank, in order; empty while they share it all."""
+        return dict.fromkeys(self.concepts, self.lora.lora_rank) if self.lora.adapters == "split" else {}
+
+    def with_another(self, side: Side, placeholder_token: str = "", initializer_token: str = "") -> TrainConfig:
+        """The same with the word of one more person or style, by default <subject_2> and so on, and like the first."""
+        first, more = getattr(self, side), getattr(self, f"more_{side}s")
+        word = {
+            **first.model_dump(),
+            "placeholder_token": placeholder_token or f"<{concept_name(side, len(more) + 2)}>",
+            "initializer_token": initializer_token or first.initializer_token,
+        }
+        return parse_config({**self.model_dump(), f"more_{side}s": (*more, word)})
 
     @classmethod
     def preset(cls, name: Preset) -> TrainConfig:

@@ -8,9 +8,10 @@ passes draws the same.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from torch import Tensor
 from .config import TrainConfig
 from .identity import Likeness, Recogniser
 from .prompts import TEMPLATES, fill
-from .types import MagiCaptureError, Portraits, Side, Task
+from .types import MagiCaptureError, Photos, Portraits, Side, Task, side_of
 
 if TYPE_CHECKING:
     from .backbone import Backbone
@@ -30,7 +31,7 @@ NUM_TIMESTEPS = 1000
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EncodedPortraits:
-    """One side in latent space. The leading 2 is the mirror: 0 as it is, 1 flipped.
+    """The photos of one concept in latent space. The leading 2 is the mirror: 0 as it is, 1 flipped.
 
     mean, std: [2,N,C,h,w] of the VAE's posterior, unscaled. face_masks: [2,N,1,h,w], attention_masks: [2,N,1,h',w'],
     binary, 1 = face, by area average (h' = h / attention_downscale). landmarks: [2,N,5,2] in pixels, NaN where unknown.
@@ -63,6 +64,7 @@ class Batch:
     """Items of one forward pass.
 
     latents, noise: [B,C,h,w], scaled as the UNet wants them. timesteps: [B]. prompts: B strings with placeholders.
+    words: of each item, the learned words of its person and its style, whether its prompt holds them or not.
     loss_masks: [B,1,h,w], where the reconstruction counts. face_masks: [B,1,h',w'] at the attention maps' size: the
     subject token's region; the style token's is the rest. landmarks: [B,5,2] in pixels where the subject's face is to
     appear, NaN where the identity term does not apply. target_embeds: [B,M,D], of whom it is to resemble the nearest.
@@ -72,6 +74,7 @@ class Batch:
     noise: Tensor
     timesteps: Tensor
     prompts: list[str]
+    words: list[tuple[str, str]]
     loss_masks: Tensor
     face_masks: Tensor
     landmarks: Tensor
@@ -85,35 +88,44 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
-    """Both sides, encoded, ready to draw from. likeness: None without a recogniser, and there is no identity term."""
+    """All people and styles, encoded, ready to draw from. concepts: by name.
 
-    subject: EncodedPortraits
-    style: EncodedPortraits
+    likeness: None without a recogniser, and there is no identity term.
+    """
+
+    concepts: Mapping[str, EncodedPortraits]
     scaling_factor: float
     likeness: Likeness | None = None
 
     @property
     def latent_size(self) -> tuple[int, int]:
-        return self.subject.mean.shape[-2], self.subject.mean.shape[-1]
+        mean = next(iter(self.concepts.values())).mean
+        return mean.shape[-2], mean.shape[-1]
+
+    def names(self, side: Side) -> list[str]:
+        """The people, or the styles, in order."""
+        return [name for name in self.concepts if side_of(name) == side]
 
     def draw(self, config: TrainConfig, items: Sequence[ItemKey]) -> Batch:
         """The items of one forward pass, each drawn by itself."""
         return join([self.draw_item(config, item) for item in items])
 
     def draw_item(self, config: TrainConfig, item: ItemKey) -> Batch:
-        """Photo, mirror, template, t ~ U, VAE sample and noise, all from the item's own generator. A batch of one.
+        """Person, style, photo, mirror, template, t ~ U, VAE sample and noise, all from the item's own generator.
 
-        A source item is a subject photo and counts inside the face (Eq. 4). Reference and composed items are style
-        photos and count outside it (Eq. 5 and 6): under the composed prompt the style photo is the pseudo label. So
-        there its landmarks say where the subject's face is to appear (Eq. 7), if t is below identity_max_timestep,
-        and the subject's photos say whose it is. Not in phase 1, which has no such term (Eq. 9).
+        Returns a batch of one. A source item is a subject photo and counts inside the face (Eq. 4). Reference and
+        composed items are style photos and count outside it (Eq. 5 and 6): under the composed prompt the style photo is
+        the pseudo label. So there its landmarks say where the subject's face is to appear (Eq. 7), if t is below
+        identity_max_timestep, and the subject's photos say whose it is. Not in phase 1, which has no such term (Eq. 9).
         """
         generator = item.generator(config.seed)
 
         def choose(count: int) -> int:
-            return int(torch.randint(count, (), generator=generator))
+            return int(torch.randint(count, (), generator=generator)) if count > 1 else 0
 
-        side = self.subject if item.task == "source" else self.style
+        people, styles = self.names("subject"), self.names("style")
+        person, style = people[choose(len(people))], styles[choose(len(styles))]
+        side = self.concepts[person if item.task == "source" else style]
         photo, mirrored = choose(side.mean.shape[1]), choose(2) if config.flip else 0
         template = TEMPLATES[item.task][choose(len(TEMPLATES[item.task]))]
         timestep = choose(NUM_TIMESTEPS)
@@ -121,7 +133,9 @@ class Dataset:
         latents = (mean + std * torch.randn(mean.shape, generator=generator)) * self.scaling_factor
         noise = torch.randn(mean.shape, generator=generator)
         face = side.face_masks[mirrored, photo]
-        targets = self.likeness.targets(config.loss.identity_target, choose) if self.likeness else torch.empty(0, 0)
+        how = config.loss.identity_target
+        targets = self.likeness.targets(person, how, choose) if self.likeness else torch.empty(0, 0)
+        words = config.concepts[person].placeholder_token, config.concepts[style].placeholder_token
         loss = config.loss
         can_resemble = item.phase == "tuning" and item.task in loss.identity_tasks and len(targets) > 0
         is_asked = can_resemble and loss.identity_weight > 0 and timestep < loss.identity_max_timestep
@@ -130,7 +144,8 @@ class Dataset:
             latents=latents[None],
             noise=noise[None],
             timesteps=torch.tensor([timestep]),
-            prompts=[fill(template, config.subject.placeholder_token, config.style.placeholder_token)],
+            prompts=[fill(template, *words)],
+            words=[words],
             loss_masks=(face if item.task == "source" else 1 - face)[None],
             face_masks=side.attention_masks[mirrored, photo][None],
             landmarks=landmarks[None],
@@ -140,48 +155,54 @@ class Dataset:
 
 def join(batches: Sequence[Batch]) -> Batch:
     """One after the other."""
-    values = {field.name: [getattr(batch, field.name) for batch in batches] for field in fields(Batch)}
-    prompts = [prompt for batch in batches for prompt in batch.prompts]
-    return Batch(**{name: torch.cat(value) for name, value in values.items() if name != "prompts"}, prompts=prompts)
+
+    def joined(name: str) -> Any:
+        values = [getattr(batch, name) for batch in batches]
+        return torch.cat(values) if isinstance(values[0], Tensor) else [*chain.from_iterable(values)]
+
+    return Batch(**{field.name: joined(field.name) for field in fields(Batch)})
 
 
 def encode(
     backbone: Backbone,
-    subject: Portraits,
-    style: Portraits,
+    photos: Photos,
     config: TrainConfig,
     recogniser: Recogniser | None = None,
 ) -> Dataset:
-    """Both sides through the VAE, as they are and mirrored; with a recogniser, the subject's faces through that.
+    """All photos through the VAE, as they are and mirrored; with a recogniser, the people's faces through that.
 
-    Raises MagiCaptureError when a side has no photo.
+    Raises MagiCaptureError when a concept has no photo, photos have no word or a word no photos, and for a photo whose
+    mask leaves nothing to learn from.
     """
-    for side, portraits in (("subject", subject), ("style", style)):
+    if photos.keys() != config.concepts.keys():
+        raise MagiCaptureError(
+            f"photos are given of {', '.join(photos)}, and the settings have words for {', '.join(config.concepts)}: "
+            "make them the same"
+        )
+    for name, portraits in photos.items():
         if not len(portraits):
-            raise MagiCaptureError(f"no {side} photo is left: give at least one photo with a face or a mask")
+            raise MagiCaptureError(f"no {name} photo is left: give at least one photo with a face or a mask")
     likeness = None
     if recogniser is not None:
-        likeness = Likeness.of(recogniser, subject, backbone.vae.device)
-    dataset = Dataset(
-        subject=_encode_side(backbone, subject, config),
-        style=_encode_side(backbone, style, config),
-        scaling_factor=backbone.vae.config.scaling_factor,
-        likeness=likeness,
-    )
-    _check_areas("subject", dataset.subject.face_masks, "no face, or one smaller than a latent cell")
-    _check_areas("style", 1 - dataset.style.face_masks, "nothing but face")
-    return dataset
+        people = {name: portraits for name, portraits in photos.items() if side_of(name) == "subject"}
+        likeness = Likeness.of(recogniser, people, backbone.vae.device)
+    concepts = {name: _encode(backbone, photos[name], config) for name in config.concepts}
+    for name, encoded in concepts.items():
+        _check_areas(name, encoded.face_masks)
+    return Dataset(concepts=concepts, scaling_factor=backbone.vae.config.scaling_factor, likeness=likeness)
 
 
-def _check_areas(side: Side, areas: Tensor, fault: str) -> None:
-    """areas [2,N,1,h,w]: where each photo counts. Raises MagiCaptureError for a photo that would teach nothing."""
-    for photo, area in enumerate(areas[0], 1):
+def _check_areas(name: str, face_masks: Tensor) -> None:
+    """face_masks [2,N,1,h,w]. Raises MagiCaptureError for a photo that would teach nothing: none of it counts."""
+    is_style = side_of(name) == "style"
+    fault = "nothing but face" if is_style else "no face, or one smaller than a latent cell"
+    for photo, area in enumerate(1 - face_masks[0] if is_style else face_masks[0], 1):
         if not area.any():
-            raise MagiCaptureError(f"{side} photo {photo}: its mask holds {fault}; correct the mask or leave it out")
+            raise MagiCaptureError(f"{name} photo {photo}: its mask holds {fault}; correct the mask or leave it out")
 
 
 @torch.no_grad()
-def _encode_side(backbone: Backbone, portraits: Portraits, config: TrainConfig) -> EncodedPortraits:
+def _encode(backbone: Backbone, portraits: Portraits, config: TrainConfig) -> EncodedPortraits:
     vae = backbone.vae
     mean, std = [], []
     for images in (portraits.images, portraits.images.flip(-1)):

@@ -68,13 +68,12 @@ def run(output: Path, progress: Progress) -> dict[str, Any]:
     from .masks import overlay
 
     config = TrainConfig.preset("tiny")
-    subject, style = read_samples("person", config.resolution), read_samples("style", config.resolution)
+    photos = {"subject": read_samples("person", config.resolution), "style": read_samples("style", config.resolution)}
     backbone = backbones.tiny()
     with progress(config.num_steps, "training") as bar:
         result = recipe.personalize(
             backbone,
-            subject,
-            style,
+            photos,
             config,
             name=NAME,
             folder=output / "magicapture" / NAME,

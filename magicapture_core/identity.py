@@ -7,7 +7,7 @@ the window around that face is decoded.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .faces import ARCFACE_POINTS, invert, similarity_transform, transform, warp
-from .types import Portraits
+from .types import Photos, Portraits
 
 ARCFACE_SIZE = 112
 MARGIN = 2  # latent cells decoded beyond what the recogniser sees: the decoder looks that far around
@@ -36,31 +36,39 @@ class Recogniser(nn.Module):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Likeness:
-    """What the subject looks like to a recogniser. embeddings [M,D]: of the M photos whose landmarks are known."""
+    """What the people look like to a recogniser. embeddings: name -> [M,D] of the M photos with known landmarks."""
 
     recogniser: Recogniser
-    embeddings: Tensor
+    embeddings: Mapping[str, Tensor]
 
     @classmethod
-    @torch.no_grad()
-    def of(cls, recogniser: Recogniser, portraits: Portraits, device: torch.device) -> Likeness:
+    def of(cls, recogniser: Recogniser, people: Photos, device: torch.device) -> Likeness:
         """Moves the recogniser to the device, where the training will need it too."""
         recogniser.to(device)
-        faces = [(image, face.landmarks) for image, face in zip(portraits.images, portraits.faces, strict=False)]
-        known = [(image, landmarks) for image, landmarks in faces if landmarks is not None]
-        rows = [
-            recogniser(align(image[None].to(device, torch.float32) * 2 - 1, landmarks, recogniser.input_size)).cpu()
-            for image, landmarks in known
-        ]
-        return cls(recogniser=recogniser, embeddings=torch.cat(rows) if rows else torch.empty(0, 0))
+        return cls(
+            recogniser=recogniser,
+            embeddings={name: _embed_portraits(recogniser, portraits, device) for name, portraits in people.items()},
+        )
 
-    def targets(self, how: Literal["random", "mean", "best"], choose: Callable[[int], int]) -> Tensor:
+    def targets(self, person: str, how: Literal["random", "mean", "best"], choose: Callable[[int], int]) -> Tensor:
         """Whom one item is to resemble, the nearest of: [1,D], or all [M,D] for `best`. choose(n): a number below n."""
-        if how == "best" or not len(self.embeddings):
-            return self.embeddings
+        embeddings = self.embeddings[person]
+        if how == "best" or not len(embeddings):
+            return embeddings
         if how == "mean":
-            return F.normalize(self.embeddings.mean(0, keepdim=True), dim=1)
-        return self.embeddings[choose(len(self.embeddings))][None]
+            return F.normalize(embeddings.mean(0, keepdim=True), dim=1)
+        return embeddings[choose(len(embeddings))][None]
+
+
+@torch.no_grad()
+def _embed_portraits(recogniser: Recogniser, portraits: Portraits, device: torch.device) -> Tensor:
+    faces = [(image, face.landmarks) for image, face in zip(portraits.images, portraits.faces, strict=False)]
+    rows = [
+        recogniser(align(image[None].to(device, torch.float32) * 2 - 1, landmarks, recogniser.input_size)).cpu()
+        for image, landmarks in faces
+        if landmarks is not None
+    ]
+    return torch.cat(rows) if rows else torch.empty(0, 0)
 
 
 def align(pixel_values: Tensor, landmarks: Tensor, size: int) -> Tensor:

@@ -23,13 +23,13 @@ from .artifact import Artifact
 from .config import TrainConfig
 from .files import write_atomic
 from .identity import Recogniser
-from .types import LossTerms, MagiCaptureError, Portraits
+from .types import LossTerms, MagiCaptureError, Photos
 
 if TYPE_CHECKING:
     from .backbone import Backbone
     from .watch import Watch
 
-KEY_FORMAT = "3"  # raised when the same inputs would train differently
+KEY_FORMAT = "4"  # raised when the same inputs would train differently
 TERMS = ("reconstruction", "attention", "identity", "prior", "total")  # a row of the history
 
 
@@ -173,20 +173,21 @@ def _read_result(path: Path) -> Result | None:
 
 def result_key(
     backbone: Backbone,
-    subject: Portraits,
-    style: Portraits,
+    photos: Photos,
     config: TrainConfig,
     recogniser: Recogniser | None = None,
     watch: Watch | None = None,
 ) -> str:
     """A hash of all that decides the result: pixels, masks, weights and settings; with a recogniser, landmarks too;
     with patience, when it is looked at."""
-    tensors = [subject.images, subject.masks, style.images, style.masks]
+    given = [photos[name] for name in config.concepts]
+    tensors = [tensor for portraits in given for tensor in (portraits.images, portraits.masks)]
     for part in (backbone.unet, backbone.text_encoder, backbone.vae):
         tensors += part.state_dict().values()
     if recogniser is not None:
         tensors += recogniser.state_dict().values()
-        tensors += [face.landmarks for side in (subject, style) for face in side.faces if face.landmarks is not None]
+        faces = (face for portraits in given for face in portraits.faces)
+        tensors += [face.landmarks for face in faces if face.landmarks is not None]
     with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter: 4 GB of weights take about a second
         digests = pool.map(_digest, tensors)
     settings = config.model_dump_json(exclude={"batch_size", "gradient_checkpointing"})  # these decide cost alone

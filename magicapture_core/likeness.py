@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .faces import FaceDetector, choose_face
 from .identity import Recogniser, align
-from .types import MagiCaptureError, Portraits, Side
+from .types import MagiCaptureError, Photos, Portraits
 
 
 @torch.no_grad()
@@ -43,22 +43,22 @@ def embed_face(recogniser: Recogniser, detector: FaceDetector, image: Tensor) ->
     return recogniser(align(image[None].to(device) * 2 - 1, landmarks, recogniser.input_size))
 
 
-def check_targets(subject: Portraits, style: Portraits) -> list[str]:
+def check_targets(photos: Photos) -> list[str]:
     """Notes on the photos that the identity loss leaves out, because nobody knows where in them the face lies.
 
-    Raises MagiCaptureError when a side has no photo left: the loss would silently be none.
+    Raises MagiCaptureError when a person or style has no photo left: the loss would silently be none.
     """
-    return [*_check_side("subject", subject), *_check_side("style", style)]
+    return [note for name, portraits in photos.items() for note in _check_concept(name, portraits)]
 
 
-def _check_side(side: Side, portraits: Portraits) -> list[str]:
+def _check_concept(name: str, portraits: Portraits) -> list[str]:
     known = {number for number, face in enumerate(portraits.faces) if face.landmarks is not None}
     if not known:
         raise MagiCaptureError(
-            f"identity loss: no {side} photo has a face with known landmarks; give photos in which a face is found, or "
+            f"identity loss: no {name} photo has a face with known landmarks; give photos in which a face is found, or "
             "leave the face recogniser out"
         )
     left_out = [str(number + 1) for number in range(len(portraits)) if number not in known]
     if not left_out:
         return []
-    return [f"{side}: the identity loss leaves out photo {', '.join(left_out)}, whose face was not found"]
+    return [f"{name}: the identity loss leaves out photo {', '.join(left_out)}, whose face was not found"]

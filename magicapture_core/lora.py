@@ -66,17 +66,16 @@ def state(model: nn.Module) -> State:
 
 @contextmanager
 def injected(
-    model: nn.Module, config: LoraConfig, target: str, generator: torch.Generator
+    model: nn.Module, config: LoraConfig, target: str, generator: torch.Generator, num_parts: int = 1
 ) -> Iterator[list[nn.Parameter]]:
     """A fresh trainable LoRA on the layers of TARGETS[target] inside the block: down ~ N(0, (1/rank)^2), up = 0.
 
-    Split adapters are one of the sum of their ranks and the same scale, which is exactly their sum; `gated` tells them
-    apart. Yields its parameters in fp32. Raises MagiCaptureError when no layer matches.
+    Split adapters, num_parts of them, are one of the sum of their ranks and the same scale, which is exactly their sum;
+    `gated` tells them apart. Yields its parameters in fp32. Raises MagiCaptureError when no layer matches.
     """
-    rank, num_halves = config.lora_rank, len(config.rank_split) or 1
+    rank, alpha = config.lora_rank, config.lora_alpha * num_parts
     try:
-        alpha = config.lora_alpha * num_halves
-        _inject(model, r=rank * num_halves, lora_alpha=alpha, target_modules=TARGETS[target])
+        _inject(model, r=rank * num_parts, lora_alpha=alpha, target_modules=TARGETS[target])
         parameters: list[nn.Parameter] = []
         for layer in lora_modules(model).values():
             down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight

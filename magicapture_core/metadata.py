@@ -11,14 +11,14 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import __version__
 from .config import PLACEHOLDER_PATTERN
-from .types import SD1, TINY, MagiCaptureError, Side, Token
+from .types import CONCEPT_PATTERN, SD1, TINY, MagiCaptureError, Token
 
 FORMAT = 1
 MAX_VECTORS = 75  # a prompt has no more positions
@@ -108,7 +108,7 @@ def _read_token(entry: Any) -> Token:
 def check_tokens(tokens: Sequence[Token]) -> tuple[Token, ...]:
     """The same tokens. Raises MagiCaptureError unless they are different words of known concepts, finite, one width."""
     for token in tokens:
-        if token.name not in get_args(Side):
+        if not re.fullmatch(CONCEPT_PATTERN, token.name):
             raise MagiCaptureError(f"a learned word is for {token.name[:40]!r}, not for subject or style")
         if not re.fullmatch(PLACEHOLDER_PATTERN, token.placeholder):
             raise MagiCaptureError(f"a learned word is written {token.placeholder[:60]!r}, not like <subject>")

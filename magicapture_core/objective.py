@@ -6,8 +6,9 @@ Knows nothing of optimizers, phases or steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import torch
@@ -44,23 +45,21 @@ class Terms(NamedTuple, Generic[T]):
 
 
 class Objective:
-    """The terms of a batch. placeholders: the subject's and the style's learned word, in this order. ranks: the share
-    of each in split adapters, empty for joint ones."""
+    """The terms of a batch. ranks: of split adapters, the share of each learned word; empty for joint ones."""
 
     def __init__(
         self,
         backbone: Backbone,
         config: LossConfig,
         vocabulary: Vocabulary,
-        placeholders: Sequence[str],
         recogniser: Recogniser | None = None,
-        ranks: Sequence[int] = (),
+        ranks: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self.backbone, self.config, self.recogniser = backbone, config, recogniser
-        self.vocabulary, self.placeholders, self.ranks = vocabulary, placeholders, torch.tensor(ranks)
+        self.vocabulary, self.ranks = vocabulary, ranks
         self.device = backbone.unet.device
         self._alphas_cumprod = backbone.noise_scheduler.alphas_cumprod.to(self.device)
-        self._columns: dict[str, Tensor] = {}  # prompt -> [2,T]
+        self._columns: dict[tuple[str, tuple[str, str]], Tensor] = {}  # prompt, words -> [2,T]
         self._fixed_embeds: dict[str, Tensor] | None = None
 
     def remember_text(self, text_is_fixed: bool) -> None:
@@ -73,13 +72,13 @@ class Objective:
 
         Backpropagate inside the block: a checkpointed layer runs again then, and has to read its maps again.
         """
-        columns = self.token_columns(batch.prompts)
+        columns = self.token_columns(batch)
         grid = (batch.face_masks.shape[-2], batch.face_masks.shape[-1])
         noise, timesteps = batch.noise.to(self.device), batch.timesteps.to(self.device)
         loss_masks = batch.loss_masks.to(self.device)
         noisy_latents = add_noise(batch.latents.to(self.device), noise, timesteps, self._alphas_cumprod)
         with ExitStack() as inside:
-            self._open_gates(columns, inside)
+            self._open_gates(batch.prompts, inside)
             with self._autocast():
                 prompt_embeds = self._prompt_embeds(batch.prompts)
             base_pred = self._predict_without_lora(noisy_latents, timesteps, prompt_embeds) if weights.prior else None
@@ -99,19 +98,21 @@ class Objective:
                 prior = losses.masked_reconstruction(noise_pred, base_pred, 1 - loss_masks)
             yield Terms(reconstruction, attention, identity, prior)
 
-    def _open_gates(self, columns: Tensor, inside: ExitStack) -> None:
-        """Of split adapters, each item goes through those whose word its prompt holds. columns [B,2,T]."""
-        if len(self.ranks):
-            gates = columns.any(-1).repeat_interleave(self.ranks, 1).to(self.device)  # a device would wait for the sum
+    def _open_gates(self, prompts: list[str], inside: ExitStack) -> None:
+        """Of split adapters, each item goes through those whose word its prompt holds."""
+        if self.ranks:
+            held = torch.tensor([[word in prompt for word in self.ranks] for prompt in prompts])
+            gates = held.repeat_interleave(torch.tensor([*self.ranks.values()]), 1).to(self.device)
             for model in (self.backbone.unet, self.backbone.text_encoder):
                 inside.enter_context(lora.gated(model, gates))
 
-    def token_columns(self, prompts: list[str]) -> Tensor:
-        """[B,2,T] averaging weights of the two learned words; all zero where a prompt lacks one."""
-        for prompt in set(prompts) - set(self._columns):
+    def token_columns(self, batch: Batch) -> Tensor:
+        """[B,2,T] averaging weights of each item's two learned words; all zero where its prompt lacks one."""
+        items = list(zip(batch.prompts, batch.words, strict=True))
+        for prompt, words in set(items) - set(self._columns):
             input_ids = self.vocabulary.encode([prompt])
-            self._columns[prompt] = torch.cat([self.vocabulary.columns(input_ids, word) for word in self.placeholders])
-        return torch.stack([self._columns[prompt] for prompt in prompts])
+            self._columns[prompt, words] = torch.cat([self.vocabulary.columns(input_ids, word) for word in words])
+        return torch.stack([self._columns[item] for item in items])
 
     def _predict_noise(self, noisy_latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
         with self._autocast():

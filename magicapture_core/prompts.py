@@ -6,9 +6,10 @@ arXiv 2309.06895); the others say the same in other words, so that the learned w
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, get_args
+import re
+from typing import TYPE_CHECKING
 
-from .types import MagiCaptureError, Side, Task
+from .types import CONCEPT_PATTERN, MagiCaptureError, Task
 
 if TYPE_CHECKING:
     from .artifact import Artifact
@@ -45,6 +46,7 @@ TEMPLATES: dict[Task, tuple[str, ...]] = {
     ),
 }
 
+SLOT = rf"\{{({CONCEPT_PATTERN})\}}"
 COMPOSED_PROMPT = TEMPLATES["composed"][0]
 
 
@@ -54,10 +56,14 @@ def fill(template: str, subject: str, style: str) -> str:
 
 
 def fill_prompt(prompt: str, artifact: Artifact | None) -> str:
-    """`{subject}` and `{style}` become the artifact's learned words. Raises MagiCaptureError for one that it lacks."""
+    """`{subject}`, `{style}`, `{subject_2}` ... become the artifact's learned words; other text stays as it is.
+
+    Raises MagiCaptureError for one that it lacks.
+    """
     words = {token.name: token.placeholder for token in artifact.tokens} if artifact else {}
-    missing = [f"{{{side}}}" for side in get_args(Side) if f"{{{side}}}" in prompt and side not in words]
+    asked = re.findall(SLOT, prompt)
+    missing = [f"{{{concept}}}" for concept in dict.fromkeys(asked) if concept not in words]
     if missing:
         owner = artifact.name if artifact else "a model without a MagiCapture LoRA"
         raise MagiCaptureError(f"prompt: {owner} has no learned word for {' and '.join(missing)}; leave it out")
-    return fill(prompt, words.get("subject", ""), words.get("style", ""))
+    return re.sub(SLOT, lambda slot: words[slot[1]], prompt)

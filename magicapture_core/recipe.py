@@ -23,7 +23,7 @@ from .images import save_image
 from .kept import Kept, Result, Told, result_key
 from .prompts import TEMPLATES
 from .trainer import DTYPES, Run, TrainStep, reopened, train
-from .types import MagiCaptureError, Portraits
+from .types import MagiCaptureError, Photos
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ BEST = "_best"  # behind the name
 
 def personalize(
     backbone: Backbone,
-    subject: Portraits,
-    style: Portraits,
+    photos: Photos,
     config: TrainConfig,
     *,
     name: str,
@@ -68,7 +67,7 @@ def personalize(
     check_name(name)
     if not config.inversion.num_steps + config.tuning.num_steps:
         raise MagiCaptureError("nothing to train: inversion.num_steps and tuning.num_steps are both 0")
-    key = key or result_key(backbone, subject, style, config, recogniser, watch)
+    key = key or result_key(backbone, photos, config, recogniser, watch)
     check_weights(backbone)
     if watch is not None and watch.patience and (recogniser is None or watch.detector is None or not watch.every):
         raise MagiCaptureError(
@@ -81,7 +80,7 @@ def personalize(
         kept.drop_work()
 
     def attempt(config: TrainConfig) -> Result:
-        dataset = encode(backbone, subject, style, config, recogniser)
+        dataset = encode(backbone, photos, config, recogniser)
         on_estimate(estimate(backbone, dataset, config))
         state, told = kept.load_state()
         looking = Looking(watch=watch, likeness=dataset.likeness, config=config, told=told, kept=kept, say=say)
@@ -243,5 +242,5 @@ def to_artifact(run: Run, name: str) -> Artifact:
         lora=kohya.to_kohya(kohya.UNET, layers["unet"]) | kohya.to_kohya(kohya.TEXT_ENCODER, layers["text_encoder"]),
         config=run.config.model_dump(mode="json"),
         templates={task: list(templates) for task, templates in TEMPLATES.items()},
-        rank_split=run.config.lora.rank_split if layers["unet"] else {},
+        rank_split=run.config.rank_split if layers["unet"] else {},
     )

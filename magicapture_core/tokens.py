@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import TokenConfig
-from .types import MagiCaptureError, Side, Token
+from .types import MagiCaptureError, Token
 
 RANDOM_INIT_STD = 0.017  # of an embedding without a word to start from (the authors' code)
 
@@ -88,7 +88,7 @@ class Vocabulary:
         return found / found.sum(1, keepdim=True).clamp(min=1)
 
 
-def initial_token(name: Side, config: TokenConfig, tokenizer: Any, table: Tensor, generator: torch.Generator) -> Token:
+def initial_token(name: str, config: TokenConfig, tokenizer: Any, table: Tensor, generator: torch.Generator) -> Token:
     """The word before training: every vector starts from the initializer's embedding, or from N(0, 0.017^2).
 
     table: [V,C] embedding weights. Raises MagiCaptureError when the initializer is not one token of the vocabulary.

@@ -9,12 +9,12 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from . import artifact as artifacts
 from .commands import Result, pick_device, progress, read_backbone, read_portraits
 from .config import PRESETS, TrainConfig, parse_config
-from .types import MagiCaptureError, Portraits
+from .types import MagiCaptureError, PhotoNote, Photos, Side, concept_name, side_of
 
 if TYPE_CHECKING:
     from .identity import Recogniser
@@ -36,11 +36,11 @@ def train(arguments: Namespace) -> Result:
 
     artifacts.check_name(arguments.name)
     config = read_config(arguments)
-    subject, subject_notes = read_portraits(arguments.subject, arguments.subject_masks, config.resolution, "subject")
-    style, style_notes = read_portraits(arguments.style, arguments.style_masks, config.resolution, "style")
+    photos, photo_notes = read_photos(arguments, config.resolution)
+    config = with_words_for(photos, config)
     backbone = read_backbone(arguments.checkpoint)
     folder = arguments.output / "magicapture" / arguments.name
-    recogniser, notes = read_recogniser(arguments.recogniser, subject, style)
+    recogniser, notes = read_recogniser(arguments.recogniser, photos)
     with progress(config.num_steps, "training") as bar, stoppable() as stopped:
 
         def on_step(step: TrainStep) -> None:
@@ -67,8 +67,7 @@ def train(arguments: Namespace) -> Result:
         )
         result = recipe.personalize(
             backbone,
-            subject,
-            style,
+            photos,
             config,
             name=arguments.name,
             folder=folder,
@@ -82,7 +81,7 @@ def train(arguments: Namespace) -> Result:
             say=say,
         )
     said: Result = {"lora": str(result.files[0]), "embeddings": [str(file) for file in result.files[1:]]}
-    said |= {"photos": [str(note) for note in [*subject_notes, *style_notes, *notes]]}
+    said |= {"photos": [str(note) for note in [*photo_notes, *notes]]}
     said |= {"steps": len(result.told.history), "resumed_from_step": result.resumed_from}
     said |= {"loss": result.told.history[-1][-1], "model": backbone.architecture}
     kept = Kept(folder, result.key)
@@ -123,12 +122,33 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def read_recogniser(file: Path | None, subject: Portraits, style: Portraits) -> tuple[Recogniser | None, list[str]]:
+def read_photos(arguments: Namespace, resolution: int) -> tuple[Photos, list[PhotoNote]]:
+    """The folders of every person and style, framed, with what became of each photo."""
+    photos, notes = {}, []
+    for side in get_args(Side):
+        folders, masks = getattr(arguments, side), getattr(arguments, f"{side}_masks") or []
+        if masks and len(masks) != len(folders):
+            raise MagiCaptureError(f"--{side}-masks: give it once for each --{side}, in the same order, or not at all")
+        for number, folder in enumerate(folders, 1):
+            masks_folder = masks[number - 1] if masks else None
+            photos[concept_name(side, number)], said = read_portraits(folder, masks_folder, resolution, side)
+            notes += said
+    return photos, notes
+
+
+def with_words_for(photos: Photos, config: TrainConfig) -> TrainConfig:
+    """The settings with a word for every person and style that has photos."""
+    for name in [name for name in photos if name not in config.concepts]:
+        config = config.with_another(side_of(name))
+    return config
+
+
+def read_recogniser(file: Path | None, photos: Photos) -> tuple[Recogniser | None, list[str]]:
     """The network for the identity loss, and notes on the photos that it cannot use."""
     from .likeness import check_targets
     from .recognisers import load_recogniser
 
-    return (load_recogniser(file), check_targets(subject, style)) if file else (None, [])
+    return (load_recogniser(file), check_targets(photos)) if file else (None, [])
 
 
 @contextmanager

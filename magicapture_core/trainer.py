@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from . import lora, tokens
-from .config import TokenConfig, TrainConfig
+from .config import TrainConfig
 from .dataset import Batch, Dataset, step_items
 from .objective import Objective, Terms
 from .sampler import sample
 from .tokens import Vocabulary
-from .types import LossTerms, MagiCaptureError, Side, Token
+from .types import LossTerms, MagiCaptureError, Token
 
 if TYPE_CHECKING:
     from .backbone import Backbone
@@ -112,20 +112,18 @@ class Run:
         rows = undo.enter_context(tokens.injected(backbone.text_encoder, self._initial))
         self._parameters = {f"token.{index}": row for index, row in enumerate(rows)}
         self.vocabulary = Vocabulary.of(backbone.tokenizer, self._initial)
-        placeholders = [token.placeholder for token in self._initial]
         recogniser = dataset.likeness.recogniser if dataset.likeness else None
-        ranks = list(config.lora.rank_split.values())
-        self.objective = Objective(backbone, config.loss, self.vocabulary, placeholders, recogniser, ranks)
+        ranks = {config.concepts[name].placeholder_token: rank for name, rank in config.rank_split.items()}
+        self.objective = Objective(backbone, config.loss, self.vocabulary, recogniser, ranks)
         device = self.objective.device.type
         self._scaler = torch.amp.GradScaler(device, enabled=backbone.unet.dtype == torch.float16)
 
     def _initial_tokens(self) -> list[Token]:
         table = self.backbone.text_encoder.get_input_embeddings().weight
         self._mean_norm = table.detach().float().norm(dim=1).mean()
-        sides: list[tuple[Side, TokenConfig]] = [("subject", self.config.subject), ("style", self.config.style)]
         return [
-            tokens.initial_token(side, settings, self.backbone.tokenizer, table, self._generator)
-            for side, settings in sides
+            tokens.initial_token(name, settings, self.backbone.tokenizer, table, self._generator)
+            for name, settings in self.config.concepts.items()
         ]
 
     # -- what was learned ----------------------------------------------------------------------------------------------
@@ -182,11 +180,12 @@ class Run:
 
     def _inject_lora(self) -> list[nn.Parameter]:
         settings, models = self.config.lora, [(self.backbone.unet, self.config.lora.targets)]
+        num_parts = len(self.config.rank_split) or 1
         if settings.text_encoder:
             models.append((self.backbone.text_encoder, "text-encoder"))
         parameters = []
         for model, target in models:
-            parameters += self._undo.enter_context(lora.injected(model, settings, target, self._generator))
+            parameters += self._undo.enter_context(lora.injected(model, settings, target, self._generator, num_parts))
         self._parameters |= {f"lora.{index}": parameter for index, parameter in enumerate(parameters)}
         return parameters
 

@@ -10,6 +10,7 @@ Shape legend, used in every docstring of the core:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:  # install.py uses this module where torch may be missing
     from torch import Tensor
 
 Side = Literal["subject", "style"]
+CONCEPT_PATTERN = r"(?:subject|style)(?:_(?:[2-9]|[1-9][0-9]))?"  # what `concept_name` makes
 Task = Literal["source", "reference", "composed"]
 
 SD1, TINY = "stable-diffusion-v1", "magicapture-tiny"  # architectures, as they stand in a shared file
@@ -56,6 +58,19 @@ class Portraits:
         return len(self.images)
 
 
+Photos = Mapping[str, Portraits]  # by concept: subject, subject_2 ..., style, style_2 ...
+
+
+def concept_name(side: Side, number: int) -> str:
+    """What the number-th person or style of a training is called in files and prompts: 1 is subject, 2 subject_2."""
+    return side if number == 1 else f"{side}_{number}"
+
+
+def side_of(concept: str) -> Side:
+    """The inverse, as far as the side goes."""
+    return "style" if concept.startswith("style") else "subject"
+
+
 @dataclass(frozen=True, kw_only=True)
 class PhotoNote:
     """What became of one photo: `used` says whether it is in the set, `text` says in words what was done and why."""
@@ -70,9 +85,9 @@ class PhotoNote:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Token:
-    """A learned word. vectors: [n,C] fp32; `placeholder` is how it is written in prompts, `name` whose it is."""
+    """A learned word. vectors: [n,C] fp32; `placeholder` is how it is written in prompts, `name` the concept."""
 
-    name: Side
+    name: str
     placeholder: str
     initializer: str
     vectors: Tensor

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import mean
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,7 @@ from .prompts import TEMPLATES, fill
 from .types import Task
 
 if TYPE_CHECKING:
+    from .dataset import Dataset
     from .faces import FaceDetector
     from .identity import Likeness
     from .trainer import Run
@@ -30,9 +32,10 @@ NUM_STEPS = 20  # of the sampling
 class Look:
     """What was seen after a step.
 
-    composed: [3,H,W] in 0..1, from the composed prompt. sheet: [3,H',W'], that picture beside one from a source and one
-    from a reference prompt, all from the same noise, and on each where its learned words look. likeness: mean cosine
-    -1..1 of the composed picture's face to the subject's photos, 0 where it shows no face; None where nobody can tell.
+    composed: [3,H,W] in 0..1, from the composed prompt; of several people or styles one beside the other, everybody in
+    one at least. sheet: [3,H',W'], those pictures and one from each source and reference prompt, all from the same
+    noise, and on each where its learned words look. likeness: mean cosine -1..1 of a composed picture's face to the
+    person's photos, 0 where it shows no face, the mean over those pictures; None where nobody can tell.
     """
 
     step: int
@@ -66,24 +69,29 @@ class Watch:
     def look(self, run: Run, step: int, likeness: Likeness | None) -> Look:
         cells: list[Tensor] = []
         labels: list[str] = []
-        pictures: dict[Task, Tensor] = {}
-        for task in TEMPLATES:
-            pictures[task], maps = self._sample(run, task)
-            cells += [pictures[task], *maps.values()]
+        composed: list[Tensor] = []
+        cosines: list[float | None] = []
+        for task, person, style in prompts_of(run.dataset):
+            image, maps = self._sample(run, task, person, style)
+            cells += [image, *maps.values()]
             labels += [task, *maps]
-        composed = pictures["composed"]
+            if task == "composed":
+                composed.append(image)
+                cosines.append(self._compare(image, person, likeness))
+        known = [cosine for cosine in cosines if cosine is not None]
         return Look(
             step=step,
-            composed=composed,
+            composed=torch.cat(composed, -1),
             sheet=contact_sheet(cells, len(cells), labels),
-            likeness=self._compare(composed, likeness),
+            likeness=mean(known) if known else None,
         )
 
-    def _sample(self, run: Run, task: Task) -> tuple[Tensor, dict[str, Tensor]]:
+    def _sample(self, run: Run, task: Task, person: str, style: str) -> tuple[Tensor, dict[str, Tensor]]:
         """[3,H,W] from the task's first prompt, and by word where each of its words looks, of the same size."""
         config = run.config
-        prompt = fill(TEMPLATES[task][0], config.subject.placeholder_token, config.style.placeholder_token)
-        record = AttentionRecord([word for word in run.objective.placeholders if word in prompt])
+        words = [config.concepts[name].placeholder_token for name in (person, style)]
+        prompt = fill(TEMPLATES[task][0], *words)
+        record = AttentionRecord([word for word in words if word in prompt])
         size = (config.resolution, config.resolution)
         images = run.preview(
             prompt, num_steps=NUM_STEPS, seed=config.seed, size=size, record=record, on_step=self.on_sampling
@@ -92,11 +100,22 @@ class Watch:
         return images[0], maps
 
     @torch.no_grad()
-    def _compare(self, image: Tensor, likeness: Likeness | None) -> float | None:
-        if likeness is None or self.detector is None or not len(likeness.embeddings):
+    def _compare(self, image: Tensor, person: str, likeness: Likeness | None) -> float | None:
+        if likeness is None or self.detector is None or not len(likeness.embeddings[person]):
             return None
         embeds = embed_face(likeness.recogniser, self.detector, image)
-        return 0.0 if embeds is None else float((likeness.embeddings @ embeds[0].cpu()).mean())
+        return 0.0 if embeds is None else float((likeness.embeddings[person] @ embeds[0].cpu()).mean())
+
+
+def prompts_of(dataset: Dataset) -> list[tuple[Task, str, str]]:
+    """Task, person and style of each picture of a look: every person, every style, and pairs in which all occur."""
+    people, styles = dataset.names("subject"), dataset.names("style")
+    pairs = [(people[at % len(people)], styles[at % len(styles)]) for at in range(max(len(people), len(styles)))]
+    return [
+        *(("source", person, styles[0]) for person in people),
+        *(("reference", people[0], style) for style in styles),
+        *(("composed", person, style) for person, style in pairs),
+    ]
 
 
 def describe(looks: Sequence[Sequence[float]]) -> str:

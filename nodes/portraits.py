@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..magicapture_core.types import Face, MagiCaptureError, Portraits, Side
+from ..magicapture_core.types import Face, MagiCaptureError, Portraits
 from .folders import models_folders, other_models
 from .sockets import masks_to_core, to_core
 
@@ -34,9 +34,9 @@ def face_parser() -> Any:
 
 
 def to_portraits(
-    side: Side, images: Tensor, masks: Tensor, faces: list[Face] | None, resolution: int
+    name: str, images: Tensor, masks: Tensor, faces: list[Face] | None, resolution: int
 ) -> tuple[Portraits, list[str]]:
-    """One side at the training's resolution, and notes on what was changed or looked up.
+    """One person or style at the training's resolution, and notes on what was changed or looked up.
 
     Raises MagiCaptureError when pictures, masks and faces do not belong together or the pictures are not square.
     """
@@ -45,43 +45,43 @@ def to_portraits(
     pictures, face_masks = to_core(images), masks_to_core(masks)
     height, width = pictures.shape[-2:]
     if height != width:
-        raise MagiCaptureError(f"{side}_images: {width} x {height} is not square; put a Face Mask node in between")
+        raise MagiCaptureError(f"{name}_images: {width} x {height} is not square; put a Face Mask node in between")
     if face_masks.shape[-2:] != (height, width) or len(face_masks) != len(pictures):
         raise MagiCaptureError(
-            f"{side}_masks: {len(face_masks)} masks of {face_masks.shape[-1]} x {face_masks.shape[-2]} for "
+            f"{name}_masks: {len(face_masks)} masks of {face_masks.shape[-1]} x {face_masks.shape[-2]} for "
             f"{len(pictures)} images of {width} x {height}; connect images and masks of the same Face Mask node"
         )
     notes = []
     if height != resolution:
         pictures = resize(pictures, (resolution, resolution))
         face_masks = resize(face_masks, (resolution, resolution))
-        notes.append(f"{side}: scaled from {height} to the settings' resolution of {resolution} pixels")
+        notes.append(f"{name}: scaled from {height} to the settings' resolution of {resolution} pixels")
     if faces is None:
-        found, note = _detect(side, pictures)
+        found, note = _detect(name, pictures)
         notes.append(note)
     else:
         found = [_scaled(face, resolution / height) for face in faces]
         if len(found) != len(pictures):
             raise MagiCaptureError(
-                f"{side}_faces: {len(found)} faces for {len(pictures)} images; connect FACES of the same Face Mask "
+                f"{name}_faces: {len(found)} faces for {len(pictures)} images; connect FACES of the same Face Mask "
                 "node, or nothing"
             )
     return Portraits(images=pictures, masks=face_masks, faces=found), notes
 
 
-def _detect(side: Side, pictures: Tensor) -> tuple[list[Face], str]:
+def _detect(name: str, pictures: Tensor) -> tuple[list[Face], str]:
     """The face of every picture; none at all unless every picture has one."""
     from ..magicapture_core.faces import choose_face
 
     detector = face_detector(required=False)
     if detector is None:
-        return [], f"{side}: FACES not connected and no face networks; the masks alone say where the faces are"
+        return [], f"{name}: FACES not connected and no face networks; the masks alone say where the faces are"
     size = pictures.shape[-1]
     found = [detector.detect(picture) for picture in pictures]
     if not all(found):
-        return [], f"{side}: FACES not connected, and not every picture shows a face; the masks alone count"
+        return [], f"{name}: FACES not connected, and not every picture shows a face; the masks alone count"
     faces = [candidates[choose_face(candidates, size, size)] for candidates in found]
-    return faces, f"{side}: FACES not connected, so the faces were looked for again"
+    return faces, f"{name}: FACES not connected, so the faces were looked for again"
 
 
 def _scaled(face: Face, scale: float) -> Face:

@@ -18,6 +18,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from torch import Tensor
 
+from ..magicapture_core.config import TokenConfig
+
 CATEGORY = "MagiCapture"
 MAX_INT = 2**53 - 1  # the page's numbers are doubles
 
@@ -25,6 +27,7 @@ ArtifactType = io.Custom("MAGICAPTURE")
 SettingsType = io.Custom("MAGICAPTURE_SETTINGS")
 FacesType = io.Custom("MAGICAPTURE_FACES")
 FaceRecognitionType = io.Custom("FACE_RECOGNITION")
+ConceptsType = io.Custom("MAGICAPTURE_CONCEPTS")
 
 SCHEMA_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 
@@ -100,12 +103,15 @@ def masks_to_comfy(masks: Tensor) -> Tensor:
 
 
 def leaves(model: BaseModel, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], FieldInfo, Any]]:
-    """Every knob below a settings model: its path, its field, and its value here, which is the default."""
+    """Every knob below a settings model: its path, its field, and its value here, which is the default.
+
+    Not the words of further people and styles: these come with their photos.
+    """
     for name, field in type(model).model_fields.items():
         value = getattr(model, name)
         if isinstance(value, BaseModel):
             yield from leaves(value, (*path, name))
-        else:
+        elif field.annotation != tuple[TokenConfig, ...]:
             yield (*path, name), field, value
 
 

@@ -11,12 +11,14 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..magicapture_core.config import TrainConfig, parse_config
-from ..magicapture_core.types import Face, MagiCaptureError, Portraits
+from ..magicapture_core.types import Face, MagiCaptureError
 from . import folders, patching
-from .portraits import face_detector, to_portraits
+from .concepts import Concept, to_photos
+from .portraits import face_detector
 from .progress import Progress
 from .sockets import (
     ArtifactType,
+    ConceptsType,
     FaceRecognitionType,
     FacesType,
     SettingsType,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from ..magicapture_core.artifact import Artifact
     from ..magicapture_core.identity import Recogniser
     from ..magicapture_core.kept import Result
+    from ..magicapture_core.types import Photos
     from ..magicapture_core.watch import Watch
 
 
@@ -94,6 +97,11 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
                     tooltip="Ends the training when so many sample pictures in a row are no more like the person. 0: "
                     "never. Needs face_recognition.",
                 ),
+                ConceptsType.Input(
+                    "more",
+                    optional=True,
+                    tooltip="Further people and styles in the same training, from Another Person or Style.",
+                ),
             ],
             outputs=[
                 ArtifactType.Output(display_name="artifact", tooltip="For Composed Prompt Sampler."),
@@ -130,16 +138,17 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
         settings: TrainConfig | None = None,
         face_recognition: Recogniser | None = None,
         patience: int = 0,
+        more: list[Concept] | None = None,
     ) -> io.NodeOutput:
         from ..magicapture_core.likeness import check_targets
         from ..magicapture_core.watch import Watch
 
-        config = settings or parse_config({})
+        subject = Concept(side="subject", images=subject_images, masks=subject_masks, faces=subject_faces)
+        style = Concept(side="style", images=style_images, masks=style_masks, faces=style_faces)
         with torch.inference_mode(False), torch.enable_grad():
-            subject, notes = to_portraits("subject", subject_images, subject_masks, subject_faces, config.resolution)
-            style, more = to_portraits("style", style_images, style_masks, style_faces, config.resolution)
+            photos, config, notes = to_photos([subject, style], more or [], settings or parse_config({}))
             if face_recognition is not None:
-                more += check_targets(subject, style)
+                notes += check_targets(photos)
             progress = Progress(cls.hidden.unique_id, config, folders.runs_folder(name))
             watch = Watch(
                 every=preview_every,
@@ -150,8 +159,7 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
             )
             result, artifact = train(
                 (model, clip, vae),
-                subject,
-                style,
+                photos,
                 config,
                 name=name,
                 progress=progress,
@@ -160,7 +168,7 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
                 watch=watch,
             )
             samples = progress.samples()
-        report = "\n".join([*progress.lines, *notes, *more, *_closing_lines(result)])
+        report = "\n".join([*progress.lines, *notes, *_closing_lines(result)])
         curves = draw_history(result.told.history)
         return io.NodeOutput(
             artifact,
@@ -174,8 +182,7 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
 
 def train(
     sockets: tuple[Any, Any, Any],
-    subject: Portraits,
-    style: Portraits,
+    photos: Photos,
     config: TrainConfig,
     *,
     name: str,
@@ -191,7 +198,7 @@ def train(
     from ..magicapture_core.kept import Kept, result_key
 
     backbone = plain_backbone(*sockets)
-    progress.key = result_key(backbone, subject, style, config, recogniser, watch)
+    progress.key = result_key(backbone, photos, config, recogniser, watch)
     found = None if train_again else Kept(progress.folder, progress.key).find_result()
     if found:
         progress.say("Nothing has changed since the last training: its result is returned.")
@@ -201,8 +208,7 @@ def train(
     try:
         result = recipe.personalize(
             backbone,
-            subject,
-            style,
+            photos,
             config,
             name=name,
             folder=progress.folder,

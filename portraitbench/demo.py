@@ -20,7 +20,7 @@ from magicapture_core.heatmaps import AttentionRecord
 from magicapture_core.images import contact_sheet
 from magicapture_core.kept import Result
 from magicapture_core.masks import MaskOptions, overlay, prepare_portraits, require_portraits
-from magicapture_core.types import Portraits
+from magicapture_core.types import Photos, Portraits
 
 from . import world
 from .measure import Reading, finest_maps, leakage, likeness, read, style_likeness
@@ -57,7 +57,7 @@ def run(output: Path, progress: Progress) -> dict[str, Any]:
     pair = Run(method=OURS, pair=PAIR, seed=7)
     person, look = photos(pair, "subject"), photos(pair, "style")
     truth = true_pictures(pair).unseen[: SAMPLING["num_images"]]
-    sides = frame(bench, person.trained, "subject"), frame(bench, look.trained, "style")
+    sides = {"subject": frame(bench, person.trained, "subject"), "style": frame(bench, look.trained, "style")}
     trained = {method: train(bench, method, pair.seed, sides, output, progress) for method in (OURS, "without_ar")}
     ours = trained[OURS]
 
@@ -80,7 +80,9 @@ def run(output: Path, progress: Progress) -> dict[str, Any]:
         Sheet(
             name="photos",
             caption="Photos with the face masks that were found. Above the person, below the style.",
-            image=contact_sheet([enlarge(image[None])[0] for side in sides for image in overlay(side)], len(person)),
+            image=contact_sheet(
+                [enlarge(image[None])[0] for side in sides.values() for image in overlay(side)], len(person)
+            ),
         ),
         losses(ours.result.told.history),
         Sheet(
@@ -107,14 +109,12 @@ def frame(bench: Bench, pictures: Sequence[Picture], side: str) -> Portraits:
     return require_portraits(portraits, notes, side)
 
 
-def train(
-    bench: Bench, method: str, seed: int, sides: tuple[Portraits, Portraits], output: Path, progress: Progress
-) -> Trained:
+def train(bench: Bench, method: str, seed: int, photos: Photos, output: Path, progress: Progress) -> Trained:
     config = METHODS[method].config(seed)
     with progress(config.num_steps, f"training, {METHODS[method].title}") as bar:
         result = recipe.personalize(
             bench.backbone,
-            *sides,
+            photos,
             config,
             name=method,
             folder=output / "magicapture" / method,

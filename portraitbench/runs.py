@@ -169,7 +169,8 @@ def train_method(bench: Bench, run: Run, truth: list[Picture]) -> Artifact:
     config = method.config(run.seed, run.learning_rate_factor)
     person = photos(run, "subject").trained
     look = truth if method.photos == "truth" else photos(run, "style").trained
-    dataset = method.dataset(encode(bench.backbone, portraits(person), portraits(look), config, bench.recogniser))
+    given = {"subject": portraits(person), "style": portraits(look)}
+    dataset = method.dataset(encode(bench.backbone, given, config, bench.recogniser))
     if method.photos == "nothing":
         with open_run(bench.backbone, dataset, config) as begun:
             return recipe.to_artifact(begun, run.method)

@@ -13,14 +13,15 @@ from magicapture_core.images import list_photos, load_photos, save_image
 from magicapture_core.masks import MaskOptions, prepare_portraits, require_portraits
 from magicapture_core.recipe import personalize
 from magicapture_core.sampler import generate
-from magicapture_core.types import Portraits, Side
+from magicapture_core.types import Portraits
 
-SAMPLES = Path("magicapture_core/tiny/samples")
+FOLDER = Path("magicapture_core/tiny/samples")
+SAMPLES = {"subject": "person", "style": "style"}
 OUTPUT = Path("demo-output/straight-line")
 
 
-def read(side: Side, kind: str, resolution: int) -> Portraits:
-    photos, notes = load_photos([path for path in list_photos(SAMPLES) if path.name.startswith(kind)])
+def read(side: str, kind: str, resolution: int) -> Portraits:
+    photos, notes = load_photos([path for path in list_photos(FOLDER) if path.name.startswith(kind)])
     portraits, framed = prepare_portraits(photos, resolution, load_face_detector(), MaskOptions())
     return require_portraits(portraits, [*notes, *framed], side)
 
@@ -28,11 +29,10 @@ def read(side: Side, kind: str, resolution: int) -> Portraits:
 def main() -> None:
     config = TrainConfig.preset("tiny")
     backbone = tiny()
-    subject, style = read("subject", "person", config.resolution), read("style", "style", config.resolution)
+    photos = {side: read(side, kind, config.resolution) for side, kind in SAMPLES.items()}
     result = personalize(
         backbone,
-        subject,
-        style,
+        photos,
         config,
         name="ada",
         folder=OUTPUT / "magicapture" / "ada",

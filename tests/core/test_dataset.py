@@ -9,7 +9,7 @@ from tests.small import portraits, small_config
 
 @pytest.fixture(scope="module")
 def dataset():
-    return encode(tiny(), portraits(3), portraits(4, seed=1), small_config())
+    return encode(tiny(), {"subject": portraits(3), "style": portraits(4, seed=1)}, small_config())
 
 
 def test_an_item_draws_the_same_alone_and_in_company(dataset):
@@ -59,11 +59,11 @@ def test_regions_and_prompts_of_the_three_tasks(dataset):
     """A source item counts inside the face; reference and composed items are style photos and count outside it."""
     config = small_config(flip=False)
     source, reference, composed = (dataset.draw(config, [item]) for item in step_items(config, "tuning", 0))
-    face = dataset.subject.face_masks[0, :1]
+    face = dataset.concepts["subject"].face_masks[0, :1]
     assert torch.equal(source.loss_masks, face)
     for batch in (reference, composed):
         assert torch.equal(batch.loss_masks, 1 - face)
-        assert torch.equal(batch.face_masks, dataset.style.attention_masks[0, :1])
+        assert torch.equal(batch.face_masks, dataset.concepts["style"].attention_masks[0, :1])
     assert ["<subject>" in b.prompts[0] for b in (source, reference, composed)] == [True, False, True]
     assert ["<style>" in b.prompts[0] for b in (source, reference, composed)] == [False, True, True]
 
@@ -72,7 +72,7 @@ def test_latents_are_fresh_samples_of_the_posterior(dataset):
     """One photo, no mirror: (latent / scaling - mean) / std is standard normal over many steps."""
     config = small_config(flip=False)
     items = [step_items(config, "tuning", step)[0] for step in range(300)]
-    side = dataset.subject
+    side = dataset.concepts["subject"]
     drawn = dataset.draw(config, items).latents / dataset.scaling_factor
     distance = ((drawn[:, None] - side.mean[0]) / side.std[0]).abs().mean((2, 3, 4))  # [items, photos]
     assert 0.75 < distance.min(1).values.mean() < 0.85  # mean of |N(0,1)| is .798
@@ -82,8 +82,10 @@ def test_masks_shrink_by_area_with_half_as_the_line():
     masks = torch.zeros(1, 1, 64, 64)
     masks[..., :6, :] = 1  # rows 0..5 of cells of 4 px: the first whole, the second half
     side = encode(
-        tiny(), Portraits(images=torch.zeros(1, 3, 64, 64), masks=masks), portraits(1), small_config()
-    ).subject
+        tiny(),
+        {"subject": Portraits(images=torch.zeros(1, 3, 64, 64), masks=masks), "style": portraits(1)},
+        small_config(),
+    ).concepts["subject"]
     assert side.face_masks[0, 0, 0, :, 0].tolist() == [1.0, 1.0] + [0.0] * 14
     assert side.attention_masks[0, 0, 0, :, 0].tolist() == [1.0] + [0.0] * 7
 
@@ -91,7 +93,7 @@ def test_masks_shrink_by_area_with_half_as_the_line():
 def test_an_empty_side_is_named():
     empty = Portraits(images=torch.zeros(0, 3, 64, 64), masks=torch.zeros(0, 1, 64, 64))
     with pytest.raises(MagiCaptureError, match="style"):
-        encode(tiny(), portraits(1), empty, small_config())
+        encode(tiny(), {"subject": portraits(1), "style": empty}, small_config())
 
 
 @pytest.mark.parametrize(("value", "named"), [(0.0, "subject photo 2"), (1.0, "style photo 2")])
@@ -100,4 +102,4 @@ def test_a_photo_whose_mask_would_teach_nothing_is_named(value, named):
     photos = portraits(2)
     photos.masks[1] = value
     with pytest.raises(MagiCaptureError, match=named):
-        encode(tiny(), photos, photos, small_config())
+        encode(tiny(), {"subject": photos, "style": photos}, small_config())

@@ -37,7 +37,7 @@ def backbone():
 
 @pytest.fixture(scope="module")
 def dataset(backbone):
-    return encode(backbone, portraits(3), portraits(4, seed=1), small_config(), SmallRecogniser())
+    return encode(backbone, {"subject": portraits(3), "style": portraits(4, seed=1)}, small_config(), SmallRecogniser())
 
 
 def composed(count: int) -> list[ItemKey]:
@@ -59,7 +59,7 @@ def test_the_face_is_the_style_photos_and_its_owner_a_subject_photo(dataset):
     places = {tuple(landmarks.flatten().tolist()) for landmarks in batch.landmarks}
     assert places == {tuple(LANDMARKS.flatten().tolist()), tuple(MIRRORED.flatten().tolist())}
     assert batch.target_embeds.shape[1] == 1
-    drawn = (batch.target_embeds == dataset.likeness.embeddings).all(-1)
+    drawn = (batch.target_embeds == dataset.likeness.embeddings["subject"]).all(-1)
     assert drawn.any(1).all()
     assert drawn.any(0).all()
 
@@ -102,18 +102,18 @@ def test_photos_without_landmarks_are_passed_over(backbone):
     known = portraits(2)
     faces = [known.faces[0], Face(box=known.faces[1].box)]
     half = Portraits(images=known.images, masks=known.masks, faces=faces)
-    dataset = encode(backbone, half, half, small_config(), SmallRecogniser())
+    dataset = encode(backbone, {"subject": half, "style": half}, small_config(), SmallRecogniser())
     assert dataset.likeness is not None
-    assert len(dataset.likeness.embeddings) == 1
+    assert len(dataset.likeness.embeddings["subject"]) == 1
     batch = dataset.draw(small_config(loss={"identity_max_timestep": 1000}), composed(40))
     assert 0 < len(batch.identity_items) < 40
-    blind = encode(backbone, replace(known, faces=[]), half, small_config(), SmallRecogniser())
+    blind = encode(backbone, {"subject": replace(known, faces=[]), "style": half}, small_config(), SmallRecogniser())
     assert blind.draw(small_config(), composed(40)).identity_items == []
 
 
 def test_no_weight_no_term_but_a_likeness(backbone):
     config = small_config(loss={"attention_downscale": 2, "identity_weight": 0})
-    dataset = encode(backbone, portraits(1), portraits(1), config, SmallRecogniser())
+    dataset = encode(backbone, {"subject": portraits(1), "style": portraits(1)}, config, SmallRecogniser())
     assert dataset.likeness is not None
     assert dataset.draw(config, composed(40)).identity_items == []
 
@@ -194,8 +194,8 @@ def test_a_run_tells_how_often_it_looked_at_a_face(backbone, dataset):
 
 
 def test_a_likeness_needs_a_known_face():
-    nobody = Likeness.of(SmallRecogniser(), replace(portraits(2), faces=[]), torch.device("cpu"))
-    assert len(nobody.embeddings) == 0
+    nobody = Likeness.of(SmallRecogniser(), {"subject": replace(portraits(2), faces=[])}, torch.device("cpu"))
+    assert len(nobody.embeddings["subject"]) == 0
 
 
 def test_the_target_may_be_one_photo_their_mean_or_the_nearest():
@@ -204,10 +204,10 @@ def test_the_target_may_be_one_photo_their_mean_or_the_nearest():
     def last(count: int) -> int:
         return count - 1
 
-    likeness = Likeness(recogniser=SmallRecogniser(), embeddings=torch.eye(3))
-    assert torch.equal(likeness.targets("random", last), torch.tensor([[0.0, 0.0, 1.0]]))
-    torch.testing.assert_close(likeness.targets("mean", last), torch.full((1, 3), 3**-0.5))
-    assert torch.equal(likeness.targets("best", last), torch.eye(3))
+    likeness = Likeness(recogniser=SmallRecogniser(), embeddings={"subject": torch.eye(3)})
+    assert torch.equal(likeness.targets("subject", "random", last), torch.tensor([[0.0, 0.0, 1.0]]))
+    torch.testing.assert_close(likeness.targets("subject", "mean", last), torch.full((1, 3), 3**-0.5))
+    assert torch.equal(likeness.targets("subject", "best", last), torch.eye(3))
 
 
 def identity_term(backbone, dataset, **loss):
@@ -224,10 +224,10 @@ def identity_term(backbone, dataset, **loss):
 
 
 def test_the_nearest_photo_asks_least(backbone, dataset):
-    ones = [
-        identity_term(backbone, replace(dataset, likeness=replace(dataset.likeness, embeddings=row[None])))[0]
-        for row in dataset.likeness.embeddings
+    likenesses = [
+        replace(dataset.likeness, embeddings={"subject": row[None]}) for row in dataset.likeness.embeddings["subject"]
     ]
+    ones = [identity_term(backbone, replace(dataset, likeness=likeness))[0] for likeness in likenesses]
     best, _ = identity_term(backbone, dataset, identity_target="best")
     assert best == pytest.approx(min(ones))
     assert max(ones) > min(ones)

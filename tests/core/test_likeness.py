@@ -47,15 +47,15 @@ def portraits(*known: bool) -> Portraits:
 
 
 def test_photos_without_landmarks_are_named():
-    assert check_targets(portraits(True, True), portraits(True)) == []
-    [note] = check_targets(portraits(True, False, True, False), portraits(True))
+    assert check_targets({"subject": portraits(True, True), "style": portraits(True)}) == []
+    [note] = check_targets({"subject": portraits(True, False, True, False), "style": portraits(True)})
     assert note == "subject: the identity loss leaves out photo 2, 4, whose face was not found"
 
 
 @pytest.mark.parametrize(("side", "sides"), [("subject", (False, True)), ("style", (True, False))])
 def test_a_side_without_any_is_refused(side, sides):
     with pytest.raises(MagiCaptureError, match=f"identity loss: no {side} photo"):
-        check_targets(*(portraits(known) for known in sides))
+        check_targets({name: portraits(known) for name, known in zip(("subject", "style"), sides, strict=True)})
     masks_alone = Portraits(images=torch.zeros(1, 3, 8, 8), masks=torch.ones(1, 1, 8, 8))
     with pytest.raises(MagiCaptureError, match="identity loss: no subject photo"):
-        check_targets(masks_alone, portraits(True))
+        check_targets({"subject": masks_alone, "style": portraits(True)})

@@ -20,7 +20,7 @@ PLAIN, REFOCUSED, WITH_PRIOR = Terms(1, 0, 0, 0), Terms(1, 1, 0, 0), Terms(1, 0,
 @pytest.fixture
 def parts():
     backbone, config = tiny(), small_config()
-    dataset = encode(backbone, portraits(3), portraits(4, seed=1), config)
+    dataset = encode(backbone, {"subject": portraits(3), "style": portraits(4, seed=1)}, config)
     with open_run(backbone, dataset, config) as run:
         yield run.objective, dataset, config
 
@@ -49,7 +49,7 @@ def test_the_words_regions_are_the_face_and_the_rest(parts):
     """Composed item: the mean of the subject's term against the face and the style's against everything else."""
     objective, dataset, config = parts
     batch = dataset.draw(config, step_items(config, "tuning", 0)[2:])
-    columns = objective.token_columns(batch.prompts)
+    columns = objective.token_columns(batch)
     with torch.no_grad(), objective.terms(batch, REFOCUSED) as (_, attention, *_):
         pass
     with torch.no_grad(), capture(objective.backbone.unet, columns, {(8, 8)}) as maps:
@@ -64,7 +64,7 @@ def test_the_words_regions_are_the_face_and_the_rest(parts):
 def test_source_and_reference_items_count_their_one_word(parts):
     objective, dataset, config = parts
     batch = dataset.draw(config, step_items(config, "tuning", 0)[:2])
-    columns = objective.token_columns(batch.prompts)
+    columns = objective.token_columns(batch)
     assert columns.sum(-1).tolist() == [[1, 0], [0, 1]]
 
 
@@ -102,7 +102,7 @@ def test_min_snr_divides_what_has_more_signal_than_gamma(parts):
 def test_the_prior_is_the_model_without_its_lora_outside_the_mask():
     """Nothing before the LoRA has learned; then the distance of both predictions where the reconstruction is blind."""
     backbone, config = tiny(), small_config()
-    dataset = encode(backbone, portraits(3), portraits(4, seed=1), config)
+    dataset = encode(backbone, {"subject": portraits(3), "style": portraits(4, seed=1)}, config)
     batch, passes = dataset.draw(config, step_items(config, "tuning", 0)), []
     with open_run(backbone, dataset, config) as run:
         run.begin("tuning", {}, midway=False)

@@ -29,8 +29,7 @@ def personalize(folder, stop_after=None, config=None, backbone=None, **options):
     options.setdefault("on_step", on_step)
     result = recipe.personalize(
         backbone or tiny(),
-        SUBJECT,
-        STYLE,
+        {"subject": SUBJECT, "style": STYLE},
         config or small_config(),
         name="someone",
         folder=folder / "work",
@@ -144,8 +143,7 @@ def test_a_checkpoint_with_nan_in_it_is_named(tmp_path, part):
 def test_one_photo_and_five_hundred(tmp_path, count):
     recipe.personalize(
         tiny(),
-        portraits(count),
-        portraits(1),
+        {"subject": portraits(count), "style": portraits(1)},
         small_config(inversion={"num_steps": 1}, tuning={"num_steps": 1}),
         name="many",
         folder=tmp_path,
@@ -157,7 +155,7 @@ def test_one_photo_and_five_hundred(tmp_path, count):
 def test_a_stop_on_the_last_step_comes_too_late_to_lose_anything(tmp_path):
     with pytest.raises(Stop):
         personalize(tmp_path, stop_after=6)
-    key = result_key(tiny(), SUBJECT, STYLE, small_config())
+    key = result_key(tiny(), {"subject": SUBJECT, "style": STYLE}, small_config())
     found = Kept(tmp_path / "work", key).find_result()
     assert found is not None
     assert len(found.told.history) == 6
@@ -166,7 +164,7 @@ def test_a_stop_on_the_last_step_comes_too_late_to_lose_anything(tmp_path):
 def test_each_configuration_keeps_its_own_result(tmp_path):
     configs = [small_config(seed=seed) for seed in (0, 1)]
     results = [personalize(tmp_path, config=config)[0] for config in configs]
-    keys = [result_key(tiny(), SUBJECT, STYLE, config) for config in configs]
+    keys = [result_key(tiny(), {"subject": SUBJECT, "style": STYLE}, config) for config in configs]
     assert [Kept(tmp_path / "work", key).find_result() for key in keys] == results
     assert missing_files(tmp_path / "work") == []
     results[0].files[0].unlink()
@@ -175,11 +173,11 @@ def test_each_configuration_keeps_its_own_result(tmp_path):
 
 def test_what_only_costs_time_or_memory_does_not_decide_the_result():
     configs = [small_config(), small_config(batch_size=3), small_config(gradient_checkpointing=True)]
-    assert len({result_key(tiny(), SUBJECT, STYLE, config) for config in configs}) == 1
+    assert len({result_key(tiny(), {"subject": SUBJECT, "style": STYLE}, config) for config in configs}) == 1
 
 
 def test_a_key_that_the_caller_has_is_not_computed_again(tmp_path):
-    key = result_key(tiny(), SUBJECT, STYLE, small_config(seed=1))
+    key = result_key(tiny(), {"subject": SUBJECT, "style": STYLE}, small_config(seed=1))
     result, _ = personalize(tmp_path, key=key)
     assert Kept(tmp_path / "work", key).find_result() == result
 
@@ -193,7 +191,7 @@ def test_without_resume_it_starts_anew(tmp_path):
 def test_a_result_is_found_until_anything_changes(tmp_path):
     config, work = small_config(), tmp_path / "work"
     result, _ = personalize(tmp_path)
-    key = result_key(tiny(), SUBJECT, STYLE, config)
+    key = result_key(tiny(), {"subject": SUBJECT, "style": STYLE}, config)
     assert Kept(work, key).find_result() == result
 
     pixel, mask = SUBJECT.images.clone(), STYLE.masks.clone()
@@ -203,11 +201,11 @@ def test_a_result_is_found_until_anything_changes(tmp_path):
     with torch.no_grad():
         next(other_weight.text_encoder.parameters()).view(-1)[0] += 1e-3
     others = [
-        result_key(tiny(), Portraits(images=pixel, masks=SUBJECT.masks), STYLE, config),
-        result_key(tiny(), SUBJECT, Portraits(images=STYLE.images, masks=mask), config),
-        result_key(other_weight, SUBJECT, STYLE, config),
-        result_key(tiny(), SUBJECT, STYLE, small_config(seed=1)),
-        result_key(tiny(), STYLE, SUBJECT, config),
+        result_key(tiny(), {"subject": Portraits(images=pixel, masks=SUBJECT.masks), "style": STYLE}, config),
+        result_key(tiny(), {"subject": SUBJECT, "style": Portraits(images=STYLE.images, masks=mask)}, config),
+        result_key(other_weight, {"subject": SUBJECT, "style": STYLE}, config),
+        result_key(tiny(), {"subject": SUBJECT, "style": STYLE}, small_config(seed=1)),
+        result_key(tiny(), {"subject": STYLE, "style": SUBJECT}, config),
     ]
     assert len({key, *others}) == 6
     assert [Kept(work, other).find_result() for other in others] == [None] * 5
@@ -222,7 +220,7 @@ def test_the_key_is_the_same_in_whatever_precision_the_weights_are_kept():
     again = tiny()
     again.to(torch.device("cpu"), torch.bfloat16)
     again.to(torch.device("cpu"), torch.float32)
-    assert len({result_key(b, SUBJECT, STYLE, small_config()) for b in (half, again)}) == 1
+    assert len({result_key(b, {"subject": SUBJECT, "style": STYLE}, small_config()) for b in (half, again)}) == 1
 
 
 def test_the_estimate_comes_first_and_does_not_disturb(tmp_path):
@@ -251,4 +249,11 @@ def test_nothing_to_train_is_an_error(tmp_path):
 @pytest.mark.parametrize("name", ["", "../up", "a b", ".hidden", "x" * 65])
 def test_a_name_that_is_no_file_name_is_refused(tmp_path, name):
     with pytest.raises(MagiCaptureError, match="name"):
-        recipe.personalize(tiny(), SUBJECT, STYLE, small_config(), name=name, folder=tmp_path, save=lambda made: [])
+        recipe.personalize(
+            tiny(),
+            {"subject": SUBJECT, "style": STYLE},
+            small_config(),
+            name=name,
+            folder=tmp_path,
+            save=lambda made: [],
+        )

@@ -21,7 +21,7 @@ def backbone():
 
 @pytest.fixture(scope="module")
 def dataset(backbone):
-    return encode(backbone, portraits(3), portraits(4, seed=1), small_config())
+    return encode(backbone, {"subject": portraits(3), "style": portraits(4, seed=1)}, small_config())
 
 
 def run_states(backbone, dataset, config, resume=None):
@@ -180,8 +180,8 @@ def test_half_precision_bases_train_fp32_parameters(dataset, dtype):
 
 
 def test_a_loss_that_is_not_a_number_stops_with_the_step(backbone, dataset):
-    broken = encode(backbone, portraits(1), portraits(1), small_config())
-    broken.subject.mean[:] = float("nan")
+    broken = encode(backbone, {"subject": portraits(1), "style": portraits(1)}, small_config())
+    broken.concepts["subject"].mean[:] = float("nan")
     with pytest.raises(MagiCaptureError, match="loss is not a number at step 1"):
         run_states(backbone, broken, small_config())
 
@@ -200,13 +200,17 @@ def test_a_gradient_that_is_not_a_number_moves_nothing(backbone, dataset):
 
 def test_a_grid_without_attention_layers_is_named(backbone, dataset):
     config = small_config(loss={"attention_downscale": 1, "attention_weight": 2.5}, inversion={"num_steps": 0})
-    tall = encode(backbone, portraits(1), portraits(1), config)
-    grids = {tuple(tall.subject.attention_masks.shape[-2:])}
+    tall = encode(backbone, {"subject": portraits(1), "style": portraits(1)}, config)
+    grids = {tuple(tall.concepts["subject"].attention_masks.shape[-2:])}
     assert grids == {(16, 16)}
     with pytest.raises(MagiCaptureError, match="attention_downscale"):
         run_states(
             backbone,
-            encode(backbone, portraits(1), portraits(1), small_config(loss={"attention_downscale": 8})),
+            encode(
+                backbone,
+                {"subject": portraits(1), "style": portraits(1)},
+                small_config(loss={"attention_downscale": 8}),
+            ),
             config.model_copy(update={"loss": small_config(loss={"attention_downscale": 8}).loss}),
         )
 

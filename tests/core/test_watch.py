@@ -49,8 +49,7 @@ def run(folder, **options: Any):
     options.setdefault("recogniser", SmallRecogniser())
     result = recipe.personalize(
         tiny(),
-        SUBJECT,
-        STYLE,
+        {"subject": SUBJECT, "style": STYLE},
         CONFIG,
         name="someone",
         folder=folder / "work",
@@ -67,7 +66,7 @@ def lora_of(files):
 
 def test_a_look_is_the_same_again_and_leaves_the_run_as_it_is():
     backbone = tiny()
-    dataset = encode(backbone, SUBJECT, STYLE, CONFIG, SmallRecogniser())
+    dataset = encode(backbone, {"subject": SUBJECT, "style": STYLE}, CONFIG, SmallRecogniser())
     *_, undisturbed = (step.state() for step in train(backbone, dataset, CONFIG))
     for step in train(backbone, dataset, CONFIG):
         first, again = (Watch(detector=OneFace()).look(step.run, step.step, dataset.likeness) for _ in range(2))
@@ -81,7 +80,7 @@ def test_a_look_is_the_same_again_and_leaves_the_run_as_it_is():
 
 def test_the_likeness_is_the_mean_cosine_to_the_photos():
     backbone, recogniser = tiny(), SmallRecogniser()
-    dataset = encode(backbone, SUBJECT, STYLE, CONFIG, recogniser)
+    dataset = encode(backbone, {"subject": SUBJECT, "style": STYLE}, CONFIG, recogniser)
     with closing(train(backbone, dataset, CONFIG)) as steps:
         run = next(steps).run
         look = Watch(detector=OneFace()).look(run, 1, dataset.likeness)
@@ -91,7 +90,7 @@ def test_the_likeness_is_the_mean_cosine_to_the_photos():
     embeds = embed_face(recogniser, OneFace(), look.composed)
     assert embeds is not None
     assert dataset.likeness is not None
-    assert look.likeness == pytest.approx(float((dataset.likeness.embeddings @ embeds[0]).mean()))
+    assert look.likeness == pytest.approx(float((dataset.likeness.embeddings["subject"] @ embeds[0]).mean()))
 
 
 def test_the_most_alike_step_of_phase_2_is_saved_beside_the_last(tmp_path):

@@ -25,8 +25,7 @@ def test_photos_to_a_lora_of_64_layers_that_changes_the_picture(full_checkpoint,
     said, seconds = [], []
     result = recipe.personalize(
         backbone,
-        noise_portraits(0),
-        noise_portraits(1),
+        {"subject": noise_portraits(0), "style": noise_portraits(1)},
         config,
         name="true_size",
         folder=tmp_path / "work",

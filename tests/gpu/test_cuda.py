@@ -25,7 +25,7 @@ def run(config: TrainConfig, device: torch.device, resume=None):
     """The states of a training of the tiny model, identity term included."""
     backbone, recogniser = tiny(), SmallRecogniser()
     backbone.to(device, recipe.resolve_dtype(config, device))
-    dataset = encode(backbone, portraits(2), portraits(3, seed=1), config, recogniser)
+    dataset = encode(backbone, {"subject": portraits(2), "style": portraits(3, seed=1)}, config, recogniser)
     return [step.state() for step in train(backbone, dataset, config, resume)]
 
 
@@ -58,7 +58,7 @@ def test_a_resumed_run_is_the_uninterrupted_one():
 def test_stopping_gives_the_memory_back_and_leaves_the_model_as_it_was():
     config, backbone = small_config(dtype="bf16"), tiny()
     backbone.to(DEVICE, torch.bfloat16)
-    dataset = encode(backbone, portraits(2), portraits(2, seed=1), config)
+    dataset = encode(backbone, {"subject": portraits(2), "style": portraits(2, seed=1)}, config)
     modules = (backbone.unet, backbone.text_encoder, backbone.vae)
     before, allocated = weights(*modules), torch.cuda.memory_allocated(DEVICE)
     with closing(train(backbone, dataset, config)) as steps:
@@ -78,7 +78,7 @@ def test_true_size_at_512_px_fits_a_6_gb_card(full_checkpoint, facts):
     masks = torch.zeros(1, 1, 512, 512)
     masks[..., 128:384, 128:384] = 1
     photo = Portraits(images=torch.rand(1, 3, 512, 512, generator=torch.Generator().manual_seed(0)), masks=masks)
-    dataset = encode(backbone, photo, photo, config)
+    dataset = encode(backbone, {"subject": photo, "style": photo}, config)
     torch.cuda.reset_peak_memory_stats(DEVICE)
     seconds = [step.seconds for step in train(backbone, dataset, config)]
     peak = torch.cuda.max_memory_allocated(DEVICE)

@@ -37,7 +37,7 @@ def test_the_learning_rate_factor_reaches_every_rate():
 
 def test_without_masks_every_pixel_counts_and_nothing_else_changes():
     config = METHODS["magicapture"].config(seed=0)
-    encoded = encode(tiny(), portraits(2), portraits(2, seed=1), config)
+    encoded = encode(tiny(), {"subject": portraits(2), "style": portraits(2, seed=1)}, config)
     items = step_items(config, "tuning", 0)
     plain, unmasked = encoded.draw(config, items), METHODS["without_masks"].dataset(encoded).draw(config, items)
     assert isinstance(METHODS["without_masks"].dataset(encoded), Unmasked)
