@@ -257,3 +257,15 @@ def test_models_lists_each_with_its_licence(capsys):
     listed = json.loads(capsys.readouterr().out)["models"]
     assert {"file", "there", "purpose", "licence", "get"} == set(listed[0])
     assert any("non-commercial" in model["licence"] for model in listed)
+
+
+def test_two_people_in_one_training(photos, tmp_path, capsys):
+    more = ("--subject", str(photos / "style"), "--subject-masks", str(photos / "style-masks"))
+    assert main([*train_arguments(photos, tmp_path, *STEPS), *more, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [Path(file).stem for file in told["embeddings"]] == ["someone_subject", "someone_subject_2", "someone_style"]
+    sampling = ("--output", str(tmp_path / "out"), "--num-steps", "1", "--count", "1", "--device", "cpu")
+    prompt = "A photo of {subject_2} person in the {style} style"
+    assert main(["generate", "--lora", told["lora"], *sampling, "--prompt", prompt]) == 0
+    assert main([*train_arguments(photos, tmp_path, *STEPS), *more[:2]]) == 2
+    assert "--subject-masks: give it once for each --subject" in capsys.readouterr().err
