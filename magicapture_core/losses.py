@@ -5,10 +5,12 @@ Equation numbers are those of MagiCapture, arXiv 2309.06895.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor
 
+AttentionLoss = Callable[[Tensor, Tensor], Tensor]  # of one token's maps and its region, see `attention_refocusing`
 MIN_MAX_EPSILON = 1e-6  # a constant map scales to zero instead of NaN
 
 

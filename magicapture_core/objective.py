@@ -20,6 +20,7 @@ from .config import LossConfig
 from .dataset import Batch
 from .diffusion import add_noise, min_snr_weights, predict_x0
 from .identity import Recogniser, embed_latents
+from .losses import AttentionLoss
 from .sampler import encode_prompt
 from .tokens import Vocabulary
 from .types import MagiCaptureError
@@ -45,7 +46,8 @@ class Terms(NamedTuple, Generic[T]):
 
 
 class Objective:
-    """The terms of a batch. ranks: of split adapters, the share of each learned word; empty for joint ones."""
+    """The terms of a batch. ranks: of split adapters, the share of each learned word; empty for joint ones.
+    attention_loss: of one word's maps and its region."""
 
     def __init__(
         self,
@@ -54,10 +56,11 @@ class Objective:
         vocabulary: Vocabulary,
         recogniser: Recogniser | None = None,
         ranks: Mapping[str, int] = MappingProxyType({}),
+        attention_loss: AttentionLoss = losses.attention_refocusing,
     ) -> None:
         self.backbone, self.config, self.recogniser = backbone, config, recogniser
         self.vocabulary, self.ranks = vocabulary, ranks
-        self.device = backbone.unet.device
+        self.attention_loss, self.device = attention_loss, backbone.unet.device
         self._alphas_cumprod = backbone.noise_scheduler.alphas_cumprod.to(self.device)
         self._columns: dict[tuple[str, tuple[str, str]], Tensor] = {}  # prompt, words -> [2,T]
         self._fixed_embeds: dict[str, Tensor] | None = None
@@ -90,7 +93,7 @@ class Objective:
                 reconstruction = reconstruction * min_snr_weights(timesteps, self._alphas_cumprod, gamma)
             attention = identity = prior = torch.zeros_like(reconstruction)
             if weights.attention:
-                attention = self._refocusing(maps, columns, batch.face_masks.to(self.device))
+                attention = self._attention(maps, columns, batch.face_masks.to(self.device))
             if weights.identity and self.recogniser is not None:
                 latents = predict_x0(noisy_latents, noise_pred.float(), timesteps, self._alphas_cumprod)
                 identity = self._identity(self.recogniser, latents, batch)
@@ -151,8 +154,8 @@ class Objective:
             term = term * (1 - batch.timesteps.to(term) / num_timesteps).square()
         return term * (num_timesteps / self.config.identity_max_timestep)
 
-    def _refocusing(self, maps: dict[str, Tensor], columns: Tensor, face_masks: Tensor) -> Tensor:
-        """Mean over each item's words, Eq. 8: the subject's region is the face, the style's all the rest. [B]."""
+    def _attention(self, maps: dict[str, Tensor], columns: Tensor, face_masks: Tensor) -> Tensor:
+        """Mean over each item's words: the subject's region is the face, the style's all the rest. [B]."""
         if not maps:
             raise MagiCaptureError(
                 f"no attention layer works on a grid of {tuple(face_masks.shape[-2:])}: change "
@@ -160,10 +163,7 @@ class Objective:
             )
         probs = torch.stack(list(maps.values()), 2)  # [B,K,L,heads,h',w']
         regions = (face_masks, 1 - face_masks)
-        terms = [
-            losses.attention_refocusing(probs[:, index], region, self.config.attention_reduce)
-            for index, region in enumerate(regions)
-        ]
-        present = columns.sum(-1)  # [B,K], 1 where the prompt holds the word; an absent word's map is zero, so its term
-        asked = torch.stack([region.flatten(1).any(1) for region in regions], 1)  # a region may vanish on a coarse grid
-        return (torch.stack(terms, 1) * asked).sum(1) / present.sum(1)
+        terms = [self.attention_loss(probs[:, index], region) for index, region in enumerate(regions)]
+        present = columns.any(-1)  # [B,K], whether the prompt holds the word
+        exists = torch.stack([region.flatten(1).any(1) for region in regions], 1)  # it may vanish on a coarse grid
+        return (torch.stack(terms, 1) * (present & exists)).sum(1) / present.sum(1)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from . import lora, tokens
 from .config import TrainConfig
 from .dataset import Batch, Dataset, step_items
+from .losses import AttentionLoss, attention_refocusing
 from .objective import Objective, Terms
 from .sampler import sample
 from .tokens import Vocabulary
@@ -53,16 +55,21 @@ class TrainStep:
 
 
 def train(
-    backbone: Backbone, dataset: Dataset, config: TrainConfig, resume: State | None = None
+    backbone: Backbone,
+    dataset: Dataset,
+    config: TrainConfig,
+    resume: State | None = None,
+    attention_loss: AttentionLoss | None = None,
 ) -> Generator[TrainStep]:
     """Phase 1 moves the learned words alone (Eq. 9), phase 2 the LoRA and the words (Eq. 10).
 
     resume: a `TrainStep.state()` of the same photos and configuration; the run goes on bit for bit as if it had never
-    stopped. Raises MagiCaptureError when a loss or a gradient is not a number; nothing has moved in that step then.
+    stopped. attention_loss: instead of the configuration's attention refocusing, under the same weight; None for
+    that. Raises MagiCaptureError when a loss or a gradient is not a number; nothing has moved in that step then.
     """
     done = int(resume["step"]) if resume else 0
     phases: dict[Phase, int] = {"inversion": config.inversion.num_steps, "tuning": config.tuning.num_steps}
-    with open_run(backbone, dataset, config) as run:
+    with open_run(backbone, dataset, config, attention_loss) as run:
         first, saved = 0, resume or {}
         for phase, num_steps in phases.items():
             if done < first + num_steps:
@@ -92,19 +99,28 @@ def reopened(backbone: Backbone, dataset: Dataset, config: TrainConfig, state: S
 
 
 @contextmanager
-def open_run(backbone: Backbone, dataset: Dataset, config: TrainConfig) -> Iterator[Run]:
+def open_run(
+    backbone: Backbone, dataset: Dataset, config: TrainConfig, attention_loss: AttentionLoss | None = None
+) -> Iterator[Run]:
     """A run whose changes to the backbone's modules are undone on leaving."""
     with ExitStack() as undo:
         if config.gradient_checkpointing:  # diffusers' is non-reentrant: maps read inside keep their gradient
             backbone.unet.enable_gradient_checkpointing()
             undo.callback(backbone.unet.disable_gradient_checkpointing)
-        yield Run(backbone, dataset, config, undo)
+        yield Run(backbone, dataset, config, undo, attention_loss)
 
 
 class Run:
     """The moving parts of a training: the learned words' rows, the LoRA, the optimizer of the present phase."""
 
-    def __init__(self, backbone: Backbone, dataset: Dataset, config: TrainConfig, undo: ExitStack) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        dataset: Dataset,
+        config: TrainConfig,
+        undo: ExitStack,
+        attention_loss: AttentionLoss | None = None,
+    ) -> None:
         self.backbone, self.dataset, self.config = backbone, dataset, config
         self._undo = undo
         self._generator = torch.Generator().manual_seed(config.seed)
@@ -114,7 +130,10 @@ class Run:
         self.vocabulary = Vocabulary.of(backbone.tokenizer, self._initial)
         recogniser = dataset.likeness.recogniser if dataset.likeness else None
         ranks = {config.concepts[name].placeholder_token: rank for name, rank in config.rank_split.items()}
-        self.objective = Objective(backbone, config.loss, self.vocabulary, recogniser, ranks)
+        refocusing = partial(attention_refocusing, reduce=config.loss.attention_reduce)
+        self.objective = Objective(
+            backbone, config.loss, self.vocabulary, recogniser, ranks, attention_loss or refocusing
+        )
         device = self.objective.device.type
         self._scaler = torch.amp.GradScaler(device, enabled=backbone.unet.dtype == torch.float16)
 

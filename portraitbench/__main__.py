@@ -115,7 +115,7 @@ def make_parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="train on one person and one style never seen before, and show everything")
     demo.add_argument("--output", type=Path, default=Path("demo-output"))
     demo.set_defaults(run=run_demo)
-    tune = commands.add_parser("tune", help="choose learning rates on people and styles that no table holds")
+    tune = commands.add_parser("tune", help="choose rates and weights on people and styles that no table holds")
     tune.add_argument("--pairs", type=int, default=4, help="identities, each with a style of its own")
     tune.add_argument("--workers", type=int, default=1, help=WORKERS_HELP)
     tune.set_defaults(run=run_tune)

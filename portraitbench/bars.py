@@ -61,6 +61,12 @@ def bars(lines: Sequence[Mapping[str, Any]]) -> Iterator[Bar]:
         figure=leakage_taken(lines) if ("without_ar", "subject_leakage") in ahead else None,
         least=LEAKAGE_SHARE,
     )
+    above = {(row.method, row.metric): row.hi for row in differences(lines, "untouched") if row.n >= NUM_PAIRS}
+    yield Bar(
+        name="chance above the CSIM of the split style alone, upper end",
+        figure=above.get(("split", "style_only_csim")),
+        least=0.0,
+    )
     yield Bar(name="CSIM that composed prompts add", figure=figure("without_cp", "csim", "mean"), least=COMPOSED_GAIN)
 
 

@@ -96,7 +96,7 @@ def find_landmarks(detector: FaceDetector, image: Tensor) -> Tensor | None:
 
 
 def likeness(made: Reading, photos: Reading, who: AnyIdentity, truth: Reading) -> dict[str, float]:
-    """csim: mean cosine to the photos' faces, a picture without a face counting 0. detection: share with a face.
+    """csim: as of the function. detection: share with a face.
 
     trait_error: mean distance of the identity parameters that the face judge reads to the true ones, 0..1, over the
     faces found. truth_distance: energy distance between these pictures and the true composed ones, in what the judges
@@ -106,11 +106,16 @@ def likeness(made: Reading, photos: Reading, who: AnyIdentity, truth: Reading) -
     target = torch.from_numpy(who.vector()).float()
     distance = (made.traits[made.seen] - target)[:, shows].abs().mean() if made.seen.any() else torch.tensor(torch.nan)
     return {
-        "csim": float((made.embeddings @ photos.embeddings[photos.seen].T).mean()),
+        "csim": csim(made, photos),
         "detection": float(made.seen.float().mean()),
         "trait_error": float(distance),
         "truth_distance": energy_distance(joint(made), joint(truth)),
     }
+
+
+def csim(made: Reading, photos: Reading) -> float:
+    """Mean cosine to the photos' faces, a picture without a face counting 0."""
+    return float((made.embeddings @ photos.embeddings[photos.seen].T).mean())
 
 
 def joint(reading: Reading) -> Tensor:

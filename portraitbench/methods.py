@@ -13,8 +13,12 @@ import torch
 
 from magicapture_core.config import PRESETS, TrainConfig, parse_config
 from magicapture_core.dataset import Batch, Dataset, ItemKey, step_items
+from magicapture_core.losses import AttentionLoss
+
+from . import rivals
 
 COMPOSED = "a photo of a {subject} person in the {style} style"
+STYLE_ONLY = "a photo of a person in the {style} style"
 OURS = "magicapture"
 BASE = PRESETS["tiny"]
 PHASES = ("inversion", "tuning")
@@ -41,7 +45,9 @@ class Method:
     """changes: to BASE. learning_rate: by how much BASE's rates are multiplied, as `tune` found best for the method.
 
     inversion_share: of the passes, spent in phase 1. photos: what it trains on; `truth` gives the true composed
-    pictures as the style's photos: the ceiling. `nothing` trains not at all.
+    pictures as the style's photos: the ceiling. `nothing` trains not at all. `two pairs` trains on this pair and, all
+    over again, on the next one, and mixes the first's person with the second's style.
+    attention_loss: in the place of attention refocusing.
     """
 
     title: str
@@ -50,10 +56,13 @@ class Method:
     inversion_share: float = 1 / 4
     masked: bool = True
     photos: str = "pair"
+    attention_loss: AttentionLoss | None = None
 
-    def config(self, seed: int, learning_rate_factor: float = 1.0) -> TrainConfig:
-        """Both phases together make PASSES passes; the method's learning rates are multiplied by the factor."""
+    def config(self, seed: int, learning_rate_factor: float = 1.0, attention_factor: float = 1.0) -> TrainConfig:
+        """Both phases together make PASSES passes; the method's learning rates and the weight of its attention loss are
+        multiplied by the factors."""
         values = merge(BASE, {**self.changes, "seed": seed})
+        values["loss"]["attention_weight"] *= attention_factor
         for phase in PHASES:
             for name, value in values[phase].items():
                 if name.endswith("learning_rate"):
@@ -77,6 +86,10 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 TWO_TASKS = ("source", "reference")
 NO_EXTRAS = {"attention_weight": 0, "identity_weight": 0}
+# Not tuned: with these the losses have about as much gradient as attention refocusing at BASE's weight, at the start of
+# phase 2 and after some steps of it, on two tuning pairs. `tune` has a third and three times of them.
+BREAK_A_SCENE_WEIGHT, FASTCOMPOSER_WEIGHT = 0.08, 1.5
+SPLIT = {"lora": {"adapters": "split"}}
 WITHOUT_COMPOSED = {"tuning": {"tasks": TWO_TASKS}, "loss": {"identity_tasks": ("source",)}}
 
 METHODS: dict[str, Method] = {
@@ -118,4 +131,19 @@ METHODS: dict[str, Method] = {
     "without_ar_cp": Method(title="without both", changes=merge(WITHOUT_COMPOSED, {"loss": {"attention_weight": 0}})),
     "without_masks": Method(title="without masks", masked=False),
     "without_identity": Method(title="without the identity loss", changes={"loss": {"identity_weight": 0}}),
+    "mean_then_square": Method(
+        title="the authors' mean, then square", changes={"loss": {"attention_reduce": "mean_then_square"}}
+    ),
+    "break_a_scene": Method(
+        title="Break-A-Scene's attention loss",
+        changes={"loss": {"attention_weight": BREAK_A_SCENE_WEIGHT}},
+        attention_loss=rivals.break_a_scene,
+    ),
+    "fastcomposer": Method(
+        title="FastComposer's attention loss",
+        changes={"loss": {"attention_weight": FASTCOMPOSER_WEIGHT}},
+        attention_loss=rivals.fastcomposer,
+    ),
+    "split": Method(title="split adapters", changes=SPLIT),
+    "mixed": Method(title="split adapters, mixed across two runs", changes=SPLIT, photos="two pairs"),
 }

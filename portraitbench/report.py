@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,18 @@ from . import world
 from .methods import METHODS
 from .pictures import to_arrays
 from .runs import RESULTS, Run, lines_file, photos, read_lines, strip, table_key, true_pictures
-from .table import METRICS, SKIN_TONES, csim_by_skin, differences, means, to_json, to_markdown
+from .table import (
+    MAIN_METHODS,
+    MAIN_METRICS,
+    QUESTIONS,
+    SKIN_TONES,
+    Row,
+    csim_by_skin,
+    differences,
+    means,
+    to_json,
+    to_markdown,
+)
 from .tune import table_lines
 
 GRID_PAIRS = 6
@@ -33,15 +44,32 @@ def write_report() -> list[Path]:
         (
             f"# {pairs} pairs of one person and one style, key {key}",
             "Mean and 95 % interval by bootstrap over pairs.",
-            to_markdown(rows, list(METRICS)),
-            "MagiCapture minus the others, pair by pair:",
-            to_markdown(ahead, list(METRICS)),
+            *both_tables(rows, ahead, MAIN_METRICS, MAIN_METHODS),
             "CSIM by skin tone, the pairs in three parts:",
-            to_markdown(skins, [f"csim_{tone}" for tone in SKIN_TONES]) + "\n",
+            to_markdown(skins, [f"csim_{tone}" for tone in SKIN_TONES], MAIN_METHODS),
+            *small_tables(rows, ahead),
         )
     )
     data = as_text(to_json(key, rows + skins, ahead))
-    return [write_text("table.md", text), write_text("table.json", data), *write_grid(lines)]
+    return [write_text("table.md", text + "\n"), write_text("table.json", data), *write_grid(lines)]
+
+
+def both_tables(
+    rows: Sequence[Row], ahead: Sequence[Row], metrics: Sequence[str], methods: Collection[str]
+) -> Iterator[str]:
+    """The means, and how far MagiCapture is ahead."""
+    yield to_markdown(rows, metrics, methods)
+    yield "MagiCapture minus the others, pair by pair:"
+    yield to_markdown(ahead, metrics, methods)
+
+
+def small_tables(rows: Sequence[Row], ahead: Sequence[Row]) -> Iterator[str]:
+    """Those of the questions of which something was measured."""
+    measured = {row.method for row in rows}
+    for question in QUESTIONS:
+        if not measured.isdisjoint(question.own):
+            yield f"## {question.title}"
+            yield from both_tables(rows, ahead, question.metrics, (*question.beside, *question.own))
 
 
 def as_text(data: Mapping[str, Any]) -> str:
@@ -53,10 +81,10 @@ def write_text(name: str, text: str) -> Path:
 
 
 def write_grid(lines: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """A row for each of the first pairs: person, style, what every method made, the truth."""
+    """A row for each of the first pairs: person, style, what every method of the main table made, the truth."""
     runs = {(line["method"], line["pair"]): Run.of(line) for line in lines if line["seed"] == 0}
     pairs = range(GRID_PAIRS)
-    methods = [name for name in METHODS if all((name, pair) in runs for pair in pairs)]
+    methods = [name for name in MAIN_METHODS if all((name, pair) in runs for pair in pairs)]
     if not methods or not all(runs[name, pair].picture.exists() for name in methods for pair in pairs):
         return []
     cells, labels = [], ["person", "style", *(METHODS[name].title for name in methods), "truth"]

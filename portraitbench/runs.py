@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,6 +25,7 @@ from magicapture_core import recipe
 from magicapture_core.artifact import Artifact
 from magicapture_core.backbone import TINY_FOLDER, Backbone
 from magicapture_core.dataset import encode
+from magicapture_core.halves import extract, mix
 from magicapture_core.heatmaps import AttentionRecord
 from magicapture_core.images import save_image
 from magicapture_core.sampler import generate
@@ -32,8 +33,8 @@ from magicapture_core.trainer import open_run, train
 from magicapture_core.types import Face, MagiCaptureError, Portraits, Side
 
 from . import world
-from .measure import EDITS, Judges, leakage, likeness, obeyed, read, style_likeness
-from .methods import COMPOSED, METHODS
+from .measure import EDITS, Judges, csim, leakage, likeness, obeyed, read, style_likeness
+from .methods import COMPOSED, METHODS, STYLE_ONLY
 from .nets import WEIGHTS, load_net, load_tiny
 from .pictures import CACHE, to_arrays
 from .world import Picture, Split
@@ -45,8 +46,9 @@ SAMPLING: dict[str, Any] = {"num_steps": 20, "guidance": 2.5}
 SIZE = 64
 # What a run's figures depend on: the stages of the core that train and sample, the world, the measures, all weights.
 CORE_STAGES = (
-    "attention", "backbone", "config", "dataset", "diffusion", "face_nets", "faces", "heatmaps", "identity", "kohya",
-    "lora", "losses", "objective", "prompts", "restore", "sampler", "tflite", "tokens", "trainer", "vocabulary",
+    "attention", "backbone", "config", "dataset", "diffusion", "face_nets", "faces", "halves", "heatmaps", "identity",
+    "kohya", "lora", "losses", "objective", "prompts", "restore", "sampler", "tflite", "tokens", "trainer",
+    "vocabulary",
 )  # fmt: skip
 ONLY_TELL = ("__main__", "bars", "check", "demo", "report", "samples", "sheet", "table", "tune")
 
@@ -60,17 +62,25 @@ def sources() -> list[Path]:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Its address. Identity and style of a pair have the same number. learning_rate_factor: beside the method's own."""
+    """Its address. Identity and style of a pair have the same number. The factors multiply the method's own rates and
+    the weight of its attention loss."""
 
     method: str
     pair: int
     seed: int
     split: Split = "test"
     learning_rate_factor: float = 1.0
+    attention_factor: float = 1.0
 
     @classmethod
     def of(cls, line: Mapping[str, Any]) -> Run:
-        return cls(**{name: line[name] for name in cls.__dataclass_fields__})
+        """Of a finished run's line; an older one lacks what did not exist then."""
+        return cls(**{name: line[name] for name in cls.__dataclass_fields__ if name in line})
+
+    @property
+    def style_pair(self) -> int:
+        """Whose style it draws: its own pair's, or of two mixed trainings the second's."""
+        return self.pair + 1 if METHODS[self.method].photos == "two pairs" else self.pair
 
     @property
     def picture(self) -> Path:
@@ -114,20 +124,21 @@ def measure_run(run: Run) -> dict[str, Any]:
     Returns the line: the run's address and its figures, None where one could not be measured.
     """
     bench, figures = the_bench(), {}
-    truth = true_pictures(run)
-    artifact = train_method(bench, run, truth.trained)
+    artifact = make_artifact(bench, run)
     words = ["<subject>", "<style>"]
     record = AttentionRecord(words)
     options = {**SAMPLING, "seed": 1000 * run.seed, "num_images": MADE}
     made = generate(bench.backbone, artifact, COMPOSED, record=record, **options)
     save_image(strip(made), run.picture)
-    references = [photos(run, side).unseen for side in ("subject", "style")] + [truth.unseen]
+    alone = generate(bench.backbone, style_alone(artifact), STYLE_ONLY, **options)
+    references = [photos(run, side).unseen for side in ("subject", "style")] + [true_pictures(run).unseen]
     seen = read(bench.judges, made)
     of_person, of_style, of_truth = (read(bench.judges, to_arrays(pictures).tensor()) for pictures in references)
-    who, how = world.identity(run.split, run.pair), world.style(run.split, run.pair)
+    who, how = world.identity(run.split, run.pair), world.style(run.split, run.style_pair)
     figures |= likeness(seen, of_person, who, of_truth)
     figures |= style_likeness(seen, of_style, how, who)
     figures |= leakage(record, seen, SIZE, *words)
+    figures["style_only_csim"] = csim(read(bench.judges, alone), of_person)
     for edit, (text, _) in EDITS.items():
         edited = generate(bench.backbone, artifact, COMPOSED + text, **{**options, "num_images": EDITED})
         figures[edit] = obeyed(edit, read(bench.judges, edited))
@@ -151,30 +162,45 @@ class Pair(NamedTuple):
 
 
 def photos(run: Run, side: Side) -> Pair:
-    draw = world.subject_photos if side == "subject" else world.style_photos
-    return apart(draw(run.split, run.pair, PHOTOS + MADE, SIZE, SIZE))
+    draw, pair = (world.subject_photos, run.pair) if side == "subject" else (world.style_photos, run.style_pair)
+    return apart(draw(run.split, pair, PHOTOS + MADE, SIZE, SIZE))
 
 
 def true_pictures(run: Run) -> Pair:
-    return apart(world.truth(run.split, run.pair, run.pair, PHOTOS + MADE))
+    return apart(world.truth(run.split, run.pair, run.style_pair, PHOTOS + MADE))
 
 
 def apart(pictures: list[Picture]) -> Pair:
     return Pair(pictures[:PHOTOS], pictures[PHOTOS:])
 
 
-def train_method(bench: Bench, run: Run, truth: list[Picture]) -> Artifact:
+def make_artifact(bench: Bench, run: Run) -> Artifact:
+    """What the run is measured by: what it trained; of two trainings, the person of one with the style of the other."""
+    if run.style_pair == run.pair:
+        return train_method(bench, run)
+    of_person, of_style = (
+        train_method(bench, replace(run, method="split", pair=pair)) for pair in (run.pair, run.style_pair)
+    )
+    return mix(of_person, of_style, run.method)
+
+
+def style_alone(artifact: Artifact) -> Artifact:
+    """As its owner would share the style: of split adapters the style's half, of joint ones all there is."""
+    return extract(artifact, "style", artifact.name) if artifact.rank_split else artifact
+
+
+def train_method(bench: Bench, run: Run) -> Artifact:
     """The artifact after the method's whole training; of the untouched model, before any."""
     method = METHODS[run.method]
-    config = method.config(run.seed, run.learning_rate_factor)
+    config = method.config(run.seed, run.learning_rate_factor, run.attention_factor)
     person = photos(run, "subject").trained
-    look = truth if method.photos == "truth" else photos(run, "style").trained
+    look = true_pictures(run).trained if method.photos == "truth" else photos(run, "style").trained
     given = {"subject": portraits(person), "style": portraits(look)}
     dataset = method.dataset(encode(bench.backbone, given, config, bench.recogniser))
     if method.photos == "nothing":
         with open_run(bench.backbone, dataset, config) as begun:
             return recipe.to_artifact(begun, run.method)
-    with closing(train(bench.backbone, dataset, config)) as steps:
+    with closing(train(bench.backbone, dataset, config, attention_loss=method.attention_loss)) as steps:
         *_, last = (recipe.to_artifact(step.run, run.method) for step in steps if step.step == step.num_steps)
     return last
 

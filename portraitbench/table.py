@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,12 +14,39 @@ from .methods import METHODS, OURS
 from .parameters import Identity
 
 NUM_BOOTSTRAPS = 10_000
-METRICS: dict[str, str] = {  # what a table shows, and whether more is better
+METRICS: dict[str, str] = {  # every figure of a run, and whether more is better
     "csim": "CSIM", "style": "Style", "style_words": "style words", "trait_error": "trait error (less)",
     "truth_distance": "distance to the truth (less)", "subject_leakage": "leakage of the person's word (less)",
     "style_leakage": "leakage of the style's word (less)", "detection": "faces found", "glasses": "obeys glasses",
-    "blue_background": "obeys blue background",
+    "blue_background": "obeys blue background", "style_only_csim": "CSIM of style-only pictures (less)",
 }  # fmt: skip
+
+
+class Question(NamedTuple):
+    """One that the main table leaves to a small one: the methods that answer it, those to compare with, the figures."""
+
+    title: str
+    own: tuple[str, ...]
+    beside: tuple[str, ...]
+    metrics: tuple[str, ...]
+
+
+QUESTIONS = (
+    Question(
+        "Attention losses, each in the place of attention refocusing",
+        own=("mean_then_square", "break_a_scene", "fastcomposer"),
+        beside=("without_ar", OURS),
+        metrics=("csim", "style", "subject_leakage", "style_leakage", "detection", "blue_background"),
+    ),
+    Question(
+        "Person and style apart",
+        own=("split", "mixed"),
+        beside=("untouched", OURS),
+        metrics=("csim", "style", "style_only_csim", "detection"),
+    ),
+)
+MAIN_METHODS = [name for name in METHODS if all(name not in question.own for question in QUESTIONS)]
+MAIN_METRICS = [metric for metric in METRICS if metric != "style_only_csim"]
 SKIN_TONES = ("light", "middle", "dark")
 TITLES = METRICS | {f"csim_{tone}": f"CSIM, {tone} skin" for tone in SKIN_TONES}
 
@@ -37,10 +64,11 @@ class Row:
 
 
 def by_pair(lines: Iterable[Mapping[str, Any]], metric: str) -> dict[str, dict[int, float]]:
-    """method -> pair -> the mean over its seeds. Figures that could not be measured (no face) are left out."""
+    """method -> pair -> the mean over its seeds. Left out are figures that could not be measured (no face), and those
+    that an older run does not know."""
     found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for line in lines:
-        if (value := line["figures"][metric]) is not None:
+        if (value := line["figures"].get(metric)) is not None:
             found[line["method"]][line["pair"]].append(value)
     return {method: {pair: float(np.mean(v)) for pair, v in pairs.items()} for method, pairs in found.items()}
 
@@ -62,12 +90,12 @@ def means(lines: Sequence[Mapping[str, Any]]) -> list[Row]:
     ]
 
 
-def differences(lines: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Ours minus each other method, over the pairs that both have."""
+def differences(lines: Sequence[Mapping[str, Any]], of: str = OURS) -> list[Row]:
+    """The method `of` minus each other one, over the pairs that both have."""
     rows = []
     for metric in METRICS:
         pairs = by_pair(lines, metric)
-        ours = pairs.pop(OURS, {})
+        ours = pairs.pop(of, {})
         for method, theirs in pairs.items():
             if shared := sorted(ours.keys() & theirs.keys()):
                 rows.append(row(method, metric, [ours[pair] - theirs[pair] for pair in shared]))
@@ -104,10 +132,10 @@ def to_json(key: str, rows: Sequence[Row], ahead: Sequence[Row]) -> dict[str, An
     return {"format": 1, "key": key, "rows": [asdict(row) for row in rows], "ahead": [asdict(row) for row in ahead]}
 
 
-def to_markdown(rows: Sequence[Row], metrics: Sequence[str]) -> str:
+def to_markdown(rows: Sequence[Row], metrics: Sequence[str], methods: Collection[str] = METHODS) -> str:
     """A method a line in the order of METHODS, a metric a column: mean [lo, hi]."""
     cells = {(row.method, row.metric): f"{row.mean:.3f} [{row.lo:.3f}, {row.hi:.3f}]" for row in rows}
-    present = [method for method in METHODS if any(row.method == method for row in rows)]
+    present = [name for name in METHODS if name in methods and any(row.method == name for row in rows)]
     lines = [["", *(TITLES[metric] for metric in metrics)], ["---"] * (len(metrics) + 1)]
     lines += [[METHODS[method].title, *(cells.get((method, metric), "") for metric in metrics)] for method in present]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,6 +1,7 @@
 """One UNet pass per item; each term where it belongs."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 import torch
@@ -66,6 +67,18 @@ def test_source_and_reference_items_count_their_one_word(parts):
     batch = dataset.draw(config, step_items(config, "tuning", 0)[:2])
     columns = objective.token_columns(batch)
     assert columns.sum(-1).tolist() == [[1, 0], [0, 1]]
+
+
+def test_an_attention_loss_counts_for_the_words_and_regions_that_are_there(parts):
+    """It is 1 whatever it sees: so is an item of one word, and the mean of two; without a face the half of that."""
+    objective, dataset, config = parts
+    objective.attention_loss = lambda attention_probs, masks: torch.ones(len(masks))
+    batch = dataset.draw(config, step_items(config, "tuning", 0))
+    with torch.no_grad(), objective.terms(batch, REFOCUSED) as (_, attention, *_):
+        assert attention.tolist() == [1, 1, 1]
+    faceless = replace(batch, face_masks=torch.zeros_like(batch.face_masks))
+    with torch.no_grad(), objective.terms(faceless, REFOCUSED) as (_, attention, *_):
+        assert attention.tolist() == [0, 1, 0.5]
 
 
 def test_text_that_does_not_move_is_encoded_once(parts):

@@ -1,6 +1,7 @@
 """The run as a whole, on real classes of a tiny size."""
 
 from contextlib import closing
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from magicapture_core.backbone import tiny
 from magicapture_core.dataset import encode, step_items
+from magicapture_core.losses import attention_refocusing
 from magicapture_core.objective import Terms
 from magicapture_core.trainer import open_run, train
 from magicapture_core.types import MagiCaptureError
@@ -24,8 +26,8 @@ def dataset(backbone):
     return encode(backbone, {"subject": portraits(3), "style": portraits(4, seed=1)}, small_config())
 
 
-def run_states(backbone, dataset, config, resume=None):
-    return [step.state() for step in train(backbone, dataset, config, resume)]
+def run_states(backbone, dataset, config, resume=None, attention_loss=None):
+    return [step.state() for step in train(backbone, dataset, config, resume, attention_loss)]
 
 
 def modules(backbone):
@@ -147,6 +149,29 @@ def test_no_refocusing_in_phase_one(backbone, dataset):
     attention = [float(step.losses.attention) for step in train(backbone, dataset, small_config())]
     assert attention[:3] == [0, 0, 0]
     assert all(value > 0 for value in attention[3:])
+
+
+def test_another_attention_loss_takes_refocusings_place(backbone, dataset):
+    """The configuration's own, handed in, is the same bits; another trains differently, and at weight 0 not at all."""
+
+    def all_over(attention_probs, masks):
+        return attention_probs.mean((1, 2, 3, 4)) * masks.mean((1, 2, 3))
+
+    config, unweighed = small_config(), small_config(loss={"attention_downscale": 2, "attention_weight": 0})
+    averaged = small_config(loss={"attention_downscale": 2, "attention_reduce": "mean_then_square"})
+    own = run_states(backbone, dataset, config)[-1]
+    mean_then_square = partial(attention_refocusing, reduce="mean_then_square")
+    assert same(run_states(backbone, dataset, config, attention_loss=attention_refocusing)[-1], own)
+    assert same(
+        run_states(backbone, dataset, config, attention_loss=mean_then_square)[-1],
+        run_states(backbone, dataset, averaged)[-1],
+    )
+    assert not same(run_states(backbone, dataset, averaged)[-1], own)
+    assert not same(run_states(backbone, dataset, config, attention_loss=all_over)[-1], own)
+    assert same(
+        run_states(backbone, dataset, unweighed, attention_loss=all_over)[-1],
+        run_states(backbone, dataset, unweighed)[-1],
+    )
 
 
 def test_twenty_steps_lower_the_loss(backbone, dataset):

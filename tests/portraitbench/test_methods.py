@@ -11,7 +11,7 @@ from magicapture_core.backbone import tiny
 from magicapture_core.config import TrainConfig
 from magicapture_core.dataset import encode, step_items
 from magicapture_core.types import MagiCaptureError
-from portraitbench import runs
+from portraitbench import runs, world
 from portraitbench.measure import energy_distance
 from portraitbench.methods import METHODS, OURS, PASSES, Unmasked, merge, passes
 from tests.small import portraits
@@ -33,6 +33,12 @@ def test_the_learning_rate_factor_reaches_every_rate():
     assert two.tuning.token_learning_rate == 0
     own = replace(METHODS["dreambooth"], learning_rate=2 * METHODS["dreambooth"].learning_rate).config(0)
     assert own.tuning.lora_learning_rate == two.tuning.lora_learning_rate
+
+
+def test_the_attention_factor_reaches_the_attention_loss_alone():
+    one, three = (METHODS["fastcomposer"].config(0, attention_factor=factor) for factor in (1.0, 3.0))
+    assert three.loss.attention_weight == pytest.approx(3 * one.loss.attention_weight)
+    assert three.model_copy(update={"loss": one.loss}) == one
 
 
 def test_without_masks_every_pixel_counts_and_nothing_else_changes():
@@ -115,10 +121,40 @@ def test_references_are_pictures_that_no_training_saw():
         assert len(set(images)) == len(images)
 
 
+def test_a_mixed_run_is_measured_against_its_own_person_and_the_next_ones_style():
+    run = runs.Run(method="mixed", pair=3, seed=0, split="tuning")
+    own, after = (runs.Run(method="split", pair=pair, seed=0, split="tuning") for pair in (3, 4))
+
+    def pixels(pictures):
+        return [picture.image.tobytes() for picture in pictures.unseen]
+
+    assert (own.style_pair, run.style_pair) == (3, 4)
+    assert pixels(runs.photos(run, "subject")) == pixels(runs.photos(own, "subject"))
+    assert pixels(runs.photos(run, "style")) == pixels(runs.photos(after, "style"))
+    assert pixels(runs.true_pictures(run)) == [
+        picture.image.tobytes() for picture in world.truth("tuning", 3, 4, runs.PHOTOS + runs.MADE)[runs.PHOTOS :]
+    ]
+
+
+def test_an_older_line_is_the_run_that_it_was():
+    run = runs.Run(method="dreambooth", pair=2, seed=1)
+    older = {name: value for name, value in vars(run).items() if name != "attention_factor"}
+    assert runs.Run.of({**older, "figures": {}}) == run
+
+
 def test_a_changed_source_is_another_table(monkeypatch, tmp_path):
     before = runs.results_key.__wrapped__()
     names = {path.name for path in runs.sources()}
-    assert {"trainer.py", "face.py", "world.py", "methods.py", "vocab.json", "judging_recogniser.safetensors"} <= names
+    assert {
+        "trainer.py",
+        "face.py",
+        "world.py",
+        "methods.py",
+        "rivals.py",
+        "halves.py",
+        "vocab.json",
+        "judging_recogniser.safetensors",
+    } <= names
     assert not {"report.py", "table.py", "demo.py"} & names
     changed = tmp_path / "trainer.py"
     changed.write_text("# something else")

@@ -28,9 +28,15 @@ def line(run: runs.Run, csim: float = 0.5, style: float = 0.5) -> dict[str, Any]
 
 def test_the_best_sum_wins_and_the_grid_never_touches_the_tables_people():
     best = {"truth": 0.5, "textual_inversion": 2.0, "dreambooth": 0.5, "custom_diffusion": 1.0, "magicapture": 2.0}
-    lines = [line(run, style=0.6 if run.learning_rate_factor == best[run.method] else 0.4) for run in tune.grid(2)]
-    found = tune.best(tune.scores(lines))
-    assert found == {method: factor * METHODS[method].learning_rate for method, factor in best.items()}
+    weights = {"mean_then_square": 3.0, "break_a_scene": 0.3, "fastcomposer": 1.0}
+
+    def is_best(run: runs.Run) -> bool:
+        if run.method in weights:
+            return run.attention_factor == weights[run.method]
+        return run.learning_rate_factor == best[run.method]
+
+    found = tune.best(tune.scores(line(run, style=0.6 if is_best(run) else 0.4) for run in tune.grid(2)))
+    assert found == weights | {method: factor * METHODS[method].learning_rate for method, factor in best.items()}
     assert {run.split for run in tune.grid(2)} == {"tuning"}
     assert {run.split for run in tune.table_runs(list(METHODS), 2, 1)} == {"test"}
 
@@ -40,6 +46,7 @@ def test_a_table_holds_test_pairs_at_each_methods_own_rate_alone():
     others = [
         runs.Run(method="dreambooth", pair=0, seed=0, learning_rate_factor=0.5),
         runs.Run(method="dreambooth", pair=0, seed=0, split="tuning"),
+        runs.Run(method="fastcomposer", pair=0, seed=0, attention_factor=3.0),
     ]
     assert tune.table_lines([line(run) for run in (*others, wanted)]) == [line(wanted)]
 
@@ -68,6 +75,27 @@ def test_the_report_writes_tables_and_a_grid_of_what_this_machine_made(tmp_path)
     *_, grid = report.write_report()
     assert grid.name == "grid.png"
     assert load_photo(grid).shape[2] > 5 * 64 * runs.STRIP * report.ENLARGE  # person, style, two methods, the truth
+
+
+def test_rivals_and_split_adapters_have_small_tables_of_their_own(tmp_path):
+    """Beside what they are compared with, and only where one of them was measured."""
+    for run in tune.table_runs(["untouched", "magicapture", "split"], 1, 1):
+        runs.add_line(runs.lines_file(), line(run))
+    report.write_report()
+    main, *small = (tmp_path / "table.md").read_text().split("\n## ")
+    assert METHODS["split"].title not in main
+    assert "style-only" not in main
+    [apart] = small
+    assert apart.startswith("Person and style apart")
+    means = apart.split("MagiCapture minus")[0].splitlines()
+    assert [row.split(" | ")[0] for row in means[4:] if row] == [
+        "| untouched model", "| MagiCapture", "| split adapters"
+    ]  # fmt: skip
+    assert means[2].endswith("| CSIM of style-only pictures (less) | faces found |")
+    assert {row["method"] for row in json.loads((tmp_path / "table.json").read_text())["ahead"]} == {
+        "untouched",
+        "split",
+    }
 
 
 def test_a_strip_is_the_first_pictures_side_by_side():

@@ -71,6 +71,27 @@ def test_bars_hold_miss_and_tell_what_was_not_measured():
     assert Bar(name="only told", figure=0.0).holds
 
 
+@pytest.mark.parametrize(("share", "holds"), [(0.0, True), (0.1, False)])
+def test_the_split_style_alone_must_not_show_the_person(share, holds):
+    """Against the untouched model, pair by pair: chance itself holds, 0.1 above it in every pair does not."""
+    lines = [line(method, pair, 0.5) for method in ("untouched", "split") for pair in range(16)]
+    for one in lines:
+        chance = one["pair"] / 100
+        one["figures"]["style_only_csim"] = chance + (share if one["method"] == "split" else 0)
+    [found] = [bar for bar in bars(lines) if "split style alone" in bar.name]
+    assert found.figure == pytest.approx(-share)
+    assert found.holds is holds
+    [missing] = [bar for bar in bars(lines[:-1]) if "split style alone" in bar.name]
+    assert not missing.holds
+
+
+def test_figures_that_an_older_line_does_not_know_are_left_out():
+    older = line("magicapture", 0, 0.5)
+    del older["figures"]["style_only_csim"]
+    assert by_pair([older], "style_only_csim") == {}
+    assert by_pair([older], "csim") == {"magicapture": {0: 0.5}}
+
+
 def test_leakage_is_compared_where_both_found_a_face():
     """0.3 against 0.6 in fifteen pairs; where one found no face the other's 0.9 does not count."""
     lines = [line(method, pair, 0.5) for method in ("magicapture", "without_ar") for pair in range(17)]
