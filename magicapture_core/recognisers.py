@@ -13,6 +13,7 @@ from .identity import ARCFACE_SIZE, Recogniser
 from .iresnet import load_iresnet
 from .onnx_graph import Graph, read_graph
 from .onnx_module import OnnxModule
+from .small_recognisers import load_small_recogniser, read_world
 from .types import MagiCaptureError
 
 FACE = [3, ARCFACE_SIZE, ARCFACE_SIZE]
@@ -21,7 +22,8 @@ START = 8  # nodes in which insightface looks for a normalisation
 
 
 def load_recogniser(path: Path) -> Recogniser:
-    """A file of insightface (.onnx) or of arcface_torch (.pth, .pt, .safetensors) -> the network on the CPU in fp32.
+    """A file of insightface (.onnx), of arcface_torch (.pth, .pt, .safetensors) or of PortraitBench (.safetensors, by
+    the world that it names) -> the network on the CPU in fp32.
 
     Raises MagiCaptureError for a missing or broken file and for another kind of network.
     """
@@ -32,7 +34,10 @@ def load_recogniser(path: Path) -> Recogniser:
         raise MagiCaptureError(f"{path}: there is no such file")
     if suffix == ".onnx":
         return OnnxRecogniser(read_graph(path), path.name)
-    return load_iresnet(read_state_dict(path), path.name)
+    weights = read_state_dict(path)
+    if world := read_world(path):
+        return load_small_recogniser(weights, world, path.name)
+    return load_iresnet(weights, path.name)
 
 
 class OnnxRecogniser(Recogniser):

@@ -1,4 +1,4 @@
-"""The bench's own networks: two face recognisers of different build, a judge of style, a judge of faces.
+"""The bench's own networks: a judge of style, a judge of faces, and the core's two small face recognisers.
 
 All are small enough to be part of the project. A file of weights says for which world it was made.
 """
@@ -7,106 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
-from itertools import pairwise
 from pathlib import Path
 
 import torch.nn.functional as F
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from magicapture_core import backbone as backbones
 from magicapture_core.backbone import TINY_WEIGHTS, Backbone
 from magicapture_core.files import write_atomic
-from magicapture_core.identity import Recogniser
+from magicapture_core.small_recognisers import JudgingRecogniser, TrainingRecogniser, read_world, residual_trunk
 from magicapture_core.types import MagiCaptureError
 
 from .labels import ATTRIBUTES, STYLE_WORDS
 from .parameters import Identity
-from .views import FACE_SIZE
 from .world import WORLD_VERSION
 
 WEIGHTS = Path(__file__).parent / "weights"
 NUM_TRAITS = len(fields(Identity))
 SUMMARY = 96  # numbers in which a judge sums a picture up
-
-
-class Residual(nn.Module):
-    """Halves the grid: two convolutions beside a shortcut."""
-
-    def __init__(self, channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.convolutions = nn.Sequential(
-            nn.Conv2d(channels, out_channels, 3, stride=2, padding=1),
-            nn.GroupNorm(8, out_channels),
-            nn.SiLU(),
-            nn.Conv2d(out_channels, out_channels, 3, padding=1),
-            nn.GroupNorm(8, out_channels),
-        )
-        self.shortcut = nn.Conv2d(channels, out_channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.silu(self.convolutions(x) + self.shortcut(F.avg_pool2d(x, 2)))
-
-
-def residual_trunk(channels: int, widths: tuple[int, ...]) -> nn.Sequential:
-    """A stem at full size and one Residual for each further width."""
-    stem = nn.Sequential(nn.Conv2d(channels, widths[0], 3, padding=1), nn.GroupNorm(8, widths[0]), nn.SiLU())
-    return nn.Sequential(stem, *(Residual(a, b) for a, b in pairwise(widths)))
-
-
-class TrainingRecogniser(Recogniser):
-    """The recogniser inside the identity loss: residual, group norms, smooth throughout. Faces as `views.face_crops`
-    frames them, [B,3,48,48] in -1..1 -> [B,64] of unit length."""
-
-    input_size = FACE_SIZE
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.trunk = residual_trunk(3, (24, 48, 64, 80))
-        self.squeeze = nn.Conv2d(80, 32, 1)
-        self.head = nn.Linear(32 * 6 * 6, 64)
-
-    def forward(self, faces: Tensor) -> Tensor:
-        return F.normalize(self.head(self.squeeze(self.trunk(faces)).flatten(1)), dim=1)
-
-
-def separable(channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """A depthwise and a pointwise convolution, each with batch norm and PReLU."""
-    return nn.Sequential(
-        nn.Conv2d(channels, channels, 3, stride, 1, groups=channels, bias=False),
-        nn.BatchNorm2d(channels),
-        nn.PReLU(channels),
-        nn.Conv2d(channels, out_channels, 1, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.PReLU(out_channels),
-    )
-
-
-class JudgingRecogniser(Recogniser):
-    """The recogniser that only judges (CSIM): depthwise separable, batch norms, another objective and other seeds, so
-    that what pleases the one inside the loss does not please this one for the same reason. Same faces -> [B,96]."""
-
-    input_size = FACE_SIZE
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.trunk = nn.Sequential(
-            nn.Conv2d(3, 32, 3, 2, 1, bias=False),
-            nn.BatchNorm2d(32),
-            nn.PReLU(32),
-            separable(32, 64, 1),
-            separable(64, 96, 2),
-            separable(96, 96, 1),
-            separable(96, 128, 2),
-            separable(128, 128, 1),
-            nn.Conv2d(128, 128, 6, groups=128, bias=False),  # a learned weight for each place instead of a mean
-            nn.BatchNorm2d(128),
-        )
-        self.head = nn.Linear(128, 96)
-
-    def forward(self, faces: Tensor) -> Tensor:
-        return F.normalize(self.head(self.trunk(faces).flatten(1)), dim=1)
 
 
 class Summary(nn.Module):
@@ -203,9 +122,7 @@ def check_world(path: Path) -> None:
     """Raises MagiCaptureError when a file of weights is missing or was made for another version of the world."""
     if not path.exists():
         raise MagiCaptureError(f"{path.name} is missing: run `make pretrain`, which trains the bench's networks")
-    with safe_open(path, "pt") as file:
-        made_for = (file.metadata() or {}).get("world")
-    if made_for != str(WORLD_VERSION):
+    if (made_for := read_world(path)) != str(WORLD_VERSION):
         raise MagiCaptureError(
             f"{path.parent.name}/{path.name} was trained for world {made_for}, and this is world {WORLD_VERSION}: "
             "run `make pretrain`"

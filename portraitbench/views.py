@@ -11,9 +11,9 @@ from torch import Tensor
 
 from magicapture_core.faces import ARCFACE_POINTS, similarity_transform, warp
 from magicapture_core.restore import FFHQ_POINTS, face_mask
+from magicapture_core.small_recognisers import FACE_SIZE
 
-FACE_SIZE = 48  # of the pictures that the recognisers see
-WINDOW = 64  # of those that the judges see
+WINDOW = 64  # of the pictures that the judges see
 GREY = 0.5
 
 

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from magicapture_core import backbone as backbones
 from magicapture_core.backbone import TINY_WEIGHTS
+from magicapture_core.small_recognisers import JudgingRecogniser, TrainingRecogniser
 
-from ..nets import JudgingRecogniser, TrainingRecogniser, save_net
+from ..nets import save_net
 from ..pictures import to_tensor
 from ..views import face_crops
 from . import stage
