@@ -120,4 +120,4 @@ def prompts_of(dataset: Dataset) -> list[tuple[Task, str, str]]:
 
 def describe(looks: Sequence[Sequence[float]]) -> str:
     """looks: [step, likeness] -> one line; empty where nobody could tell."""
-    return "likeness by step " + ", ".join(f"{step:.0f}: {cosine:.2f}" for step, cosine in looks) if looks else ""
+    return "likeness by step " + ", ".join(f"{step:.0f}: {cosine:.3f}" for step, cosine in looks) if looks else ""

@@ -108,7 +108,7 @@ def test_the_most_alike_step_of_phase_2_is_saved_beside_the_last(tmp_path):
     assert kept.find_result() == result
     assert len(list(kept.samples.iterdir())) == len(list(kept.looks.iterdir())) == 9
     assert {path.name.split("-")[0] for path in kept.folder.iterdir()} == {"result", "samples", "looks"}
-    assert f"{best}: {max(result.told.likenesses):.2f}" in describe(result.told.looks)
+    assert f"{best}: {max(result.told.likenesses):.3f}" in describe(result.told.looks)
     result.best_files[0].unlink()
     assert kept.find_result() is None
     assert missing_files(kept.folder) == [str(result.best_files[0])]
@@ -190,6 +190,11 @@ def test_a_look_that_fails_is_told_and_the_training_goes_on(tmp_path):
     assert [line.split(":")[0] for line in said] == [f"no sample pictures after step {n}" for n in (5, 9)]
     assert result.files[0].name == "someone.safetensors"
     assert calls == list(range(1, 10))
+
+
+def test_likeness_is_told_to_three_digits():
+    """Looks of one run differ in the third: 0.431 and 0.427 would both be 0.43."""
+    assert describe([[20, 0.4312], [30, 0.4268], [40, -0.0996]]) == "likeness by step 20: 0.431, 30: 0.427, 40: -0.100"
 
 
 def test_without_a_face_there_is_no_best(tmp_path):
