@@ -7,8 +7,8 @@ Files come from strangers: they are read as data, and each fault is one clear li
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from .files import write_atomic
+from .files import place, written_beside
 from .kohya import TEXT_ENCODER, read_layers
 from .metadata import (
     Content,
@@ -35,6 +35,7 @@ NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 NAME_LENGTH = 64
 DEVICES = ("CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10)))  # of Windows
 SUFFIX = ".safetensors"
+File = tuple[Mapping[str, Tensor], dict[str, str]]  # tensors and metadata
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,62 +75,65 @@ def check_name(name: str) -> str:
 def save(artifact: Artifact, folder: Path, embeddings_folder: Path | None = None) -> tuple[Path, ...]:
     """NAME.safetensors into `folder`, NAME_subject, NAME_style and so on beside it or into their own; in this order.
 
-    Where one of the names is taken all get the same number, NAME_2 and so on; nothing is overwritten. The LoRA is
-    written last. Raises MagiCaptureError for a name or for weights that cannot be shared.
+    Where one of the names is taken all get the same number, NAME_2 and so on; nothing is overwritten. The LoRA
+    gets its place last. Raises MagiCaptureError for a name or for weights that cannot be shared.
     """
     check_name(artifact.name)
     check_tokens(artifact.tokens)
     lora = {key: _half(key, value) for key, value in artifact.lora.items()}
     layers = read_layers(lora)
-    with _free_places(artifact.name, artifact.tokens, folder, embeddings_folder or folder) as (name, paths):
+    embeddings = embeddings_folder or folder
+
+    def files(name: str) -> dict[Path, File]:
         named = replace(artifact, name=name)
-        for token, path in zip(artifact.tokens, paths[1:], strict=True):
-            _write_embedding(named, token, path)
-        _write(paths[0], lora, artifact.metadata | _own_metadata(named, layers))
-    return paths
+        metadata = artifact.metadata | _own_metadata(named, layers)
+        return {folder / f"{name}{SUFFIX}": (lora, metadata), **_embedding_files(named, embeddings)}
+
+    return _write_new(artifact.name, files)
 
 
 def unpack(path: Path, folder: Path) -> tuple[Path, ...]:
     """The embeddings inside a LoRA file, as files of their own. Nothing is overwritten."""
     artifact = load(path)
     name = re.sub(r"[^A-Za-z0-9_-]", "_", artifact.name)[:NAME_LENGTH]
-    with _free_places(name, artifact.tokens, None, folder) as (name, paths):
-        for token, place in zip(artifact.tokens, paths, strict=True):
-            _write_embedding(replace(artifact, name=name), token, place)
-    return paths
+    return _write_new(name, lambda name: _embedding_files(replace(artifact, name=name), folder))
 
 
-@contextmanager
-def _free_places(
-    name: str, tokens: Sequence[Token], folder: Path | None, embeddings_folder: Path
-) -> Iterator[tuple[str, tuple[Path, ...]]]:
-    """Yields the name with its number, and paths that are taken for us alone. They are let go when writing fails."""
+def _write_new(name: str, files: Callable[[str], dict[Path, File]]) -> tuple[Path, ...]:
+    """Under the name, or the first NAME_2, NAME_3, ... where none of its files is there: all of them or none.
+
+    Each is whole before the first gets its place, so that a kill leaves no half of one.
+    """
+    names = _numbered(name)
+    while True:
+        contents = files(next(names))
+        if any(path.exists() for path in contents):
+            continue
+        with ExitStack() as stack:
+            whole = {path: stack.enter_context(_written(path, *file)) for path, file in contents.items()}
+            if _place_all(whole):
+                return tuple(contents)
+
+
+def _numbered(name: str) -> Iterator[str]:
     for number in count(1):
         ending = f"_{number}" if number > 1 else ""
-        numbered = name[: NAME_LENGTH - len(ending)] + ending
-        paths = [embeddings_folder / f"{numbered}_{token.name}{SUFFIX}" for token in tokens]
-        if folder is not None:
-            paths.insert(0, folder / f"{numbered}{SUFFIX}")
-        if _take(paths):
-            break
+        yield name[: NAME_LENGTH - len(ending)] + ending
+
+
+def _place_all(whole: Mapping[Path, Path]) -> bool:
+    """Place -> file beside it; the first is placed last. False where another run has just taken one of the places."""
+    placed: list[Path] = []
     try:
-        yield numbered, tuple(paths)
-    except BaseException:
-        for path in paths:
-            path.unlink(missing_ok=True)
-        raise
-
-
-def _take(paths: Sequence[Path]) -> bool:
-    """Make all of the files, empty, or none: two runs that finish at once cannot take the same name."""
-    for done, path in enumerate(paths):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            path.touch(exist_ok=False)
-        except FileExistsError:
-            for taken in paths[:done]:
-                taken.unlink()
+        for path, beside in reversed(list(whole.items())):
+            place(beside, path)
+            placed.append(path)
+    except BaseException as error:
+        for path in placed:
+            path.unlink()
+        if isinstance(error, FileExistsError):
             return False
+        raise
     return True
 
 
@@ -151,17 +155,23 @@ def _own_metadata(artifact: Artifact, layers: Mapping[str, Any]) -> dict[str, st
     }
 
 
-def _write_embedding(artifact: Artifact, token: Token, path: Path) -> None:
+def _embedding_files(artifact: Artifact, folder: Path) -> dict[Path, File]:
     """One tensor under the placeholder: what ComfyUI, A1111 and diffusers read as a textual inversion."""
-    metadata = modelspec(artifact.architecture, "textual-inversion", path.stem, artifact.config)
-    _write(path, {token.placeholder: token.vectors}, metadata)
+    names = {token: f"{artifact.name}_{token.name}" for token in artifact.tokens}
+    return {
+        folder / f"{name}{SUFFIX}": (
+            {token.placeholder: token.vectors},
+            modelspec(artifact.architecture, "textual-inversion", name, artifact.config),
+        )
+        for token, name in names.items()
+    }
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+def _written(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> AbstractContextManager[Path]:
     from safetensors.torch import save_file
 
     plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    write_atomic(path, lambda file: save_file(plain, file, metadata=metadata))
+    return written_beside(path, lambda file: save_file(plain, file, metadata=metadata))
 
 
 # -- load --------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,25 @@ if TYPE_CHECKING:  # install.py uses this module where torch may be missing
 def write_atomic(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a file beside `path`, sync it to the disk, then rename it to `path`.
 
-    Whoever looks sees the old file or the new one, also after a crash. The neighbour has the suffix of `path`, since
-    some libraries choose the format by it. Folders are made; a file that is there is replaced. The mode is that of any
-    new file here: safetensors would leave one that its owner alone can read. Returns `path`.
+    Whoever looks sees the old file or the new one, also after a crash. Folders are made; a file that is there is
+    replaced. Returns `path`.
+    """
+    with written_beside(path, write) as beside:
+        os.replace(beside, path)
+    return path
+
+
+@contextmanager
+def written_beside(path: Path, write: Callable[[Path], object]) -> Iterator[Path]:
+    """A hidden file beside `path` that `write` has filled, synced to the disk; inside the block it may be renamed.
+
+    Its suffix is that of `path`, by which some libraries choose the format; it has none in place of .safetensors, lest
+    half a file of weights that a kill leaves be listed by those who look for them. The mode is that of any new file
+    here: safetensors would leave one that its owner alone can read.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
+    suffix = path.suffix.removesuffix(".safetensors")
+    beside = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{suffix}")
     try:
         beside.touch()
         mode = beside.stat().st_mode
@@ -30,10 +44,20 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> Path:
         beside.chmod(mode)
         with beside.open("r+b") as file:
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        yield beside
     finally:
         beside.unlink(missing_ok=True)
-    return path
+
+
+def place(beside: Path, path: Path) -> None:
+    """Give a whole file its place, where there must be none yet. Raises FileExistsError when there is."""
+    try:
+        os.link(beside, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links, such as exFAT: for a moment the file is there and empty
+        path.touch(exist_ok=False)
+        os.replace(beside, path)
 
 
 def read_weights(path: Path) -> Any:

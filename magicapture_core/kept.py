@@ -146,8 +146,9 @@ class Kept:
             return artifacts.load(files[0]) if files else None  # the LoRA's name is the shortest
 
     def drop_work(self) -> None:
-        """State and candidates, which only an unfinished run needs."""
-        self.state_file.unlink(missing_ok=True)
+        """State and candidates, which only an unfinished run needs, and what a kill left of a state half written."""
+        for path in (self.state_file, *self.folder.glob(f".{self.state_file.stem}-*")):
+            path.unlink(missing_ok=True)
         shutil.rmtree(self._candidates, ignore_errors=True)
 
 

@@ -1,0 +1,137 @@
+"""kill -9, at whatever moment: no file is half written, no more than STATE_EVERY steps are lost, and what comes out in
+the end is what would have."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import sys
+import time
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from safetensors.torch import load_file
+
+from tests import killed
+from tests.killed import NUM_STEPS, STATE_EVERY
+from tests.small import same
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+
+
+class Life(NamedTuple):
+    """What one process told before it ended: its last step, and its touches before it wrote the result and in all; 0
+    where it did not come so far."""
+
+    was_killed: bool
+    steps: int
+    saving: int
+    touches: int
+
+
+def live(folder: Path, kill_at: int | None = None, seconds_after: tuple[int, float] | None = None) -> Life:
+    """One process on `folder`. seconds_after: it is killed from outside so long after it told of that step."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["tests.killed", "diffusers", "transformers", "peft"])  # is imported only once
+    said, says = context.Pipe(duplex=False)
+    process = context.Process(target=killed.train, args=(folder, says, kill_at))
+    process.start()
+    says.close()
+    told: dict[str, int] = {}
+    try:
+        while True:
+            word, number = said.recv()
+            told[word] = number
+            if seconds_after and (word, number) == ("step", seconds_after[0]):
+                time.sleep(seconds_after[1])
+                process.kill()
+    except EOFError:
+        process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return Life(process.exitcode != 0, told.get("step", 0), told.get("saving", 0), told.get("done", 0))
+
+
+def state_step(folder: Path) -> int:
+    """Of the state on the disk; 0 without one. Every file of weights can be read."""
+    for path in folder.rglob("*.safetensors"):
+        load_file(path)
+    states = list((folder / "work").glob("state-*.safetensors"))
+    return int(load_file(states[0])["step"]) if states else 0
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    return next((json.loads(path.read_text()) for path in (folder / "work").glob("result-*.json")), None)
+
+
+def assert_little_is_lost(folder: Path, life: Life) -> None:
+    result = read_result(folder)
+    if result is None:
+        assert life.steps - STATE_EVERY <= state_step(folder) <= life.steps
+    else:
+        assert all(Path(file).is_file() for file in result["files"])
+
+
+def assert_whole(folder: Path, whole: Path) -> None:
+    """What was trained in the folder is what was trained in the other, and nothing else is left there."""
+    found, expected = read_result(folder), read_result(whole)
+    assert found is not None
+    assert expected is not None
+    assert (found["key"], found["history"]) == (expected["key"], expected["history"])
+    assert len(found["files"]) == len(expected["files"]) == 3
+    for path, other in zip(found["files"], expected["files"], strict=True):
+        assert same(load_file(path), load_file(other))
+    assert state_step(folder) == 0
+    assert [path.name for path in (folder / "work").iterdir()] == [path.name for path in (whole / "work").iterdir()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Life]:
+    """A training that nobody killed."""
+    folder = tmp_path_factory.mktemp("whole")
+    life = live(folder)
+    assert (life.was_killed, life.steps) == (False, NUM_STEPS)
+    return folder, life
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_killed_at_any_touch_of_the_disk(tmp_path: Path, whole: tuple[Path, Life], seed: int) -> None:
+    """Twice in a row, each time before a touch that was drawn: mostly while a state is written."""
+    moments = random.Random(seed)
+    for _ in range(2):
+        life = live(tmp_path, kill_at=moments.randint(1, whole[1].touches // 2))
+        assert life.was_killed
+        assert_little_is_lost(tmp_path, life)
+    assert not live(tmp_path).was_killed
+    assert_whole(tmp_path, whole[0])
+
+
+def test_killed_between_touches(tmp_path: Path, whole: tuple[Path, Life]) -> None:
+    """From outside, a part of a second after a step: in a forward pass, or while bytes go into a state."""
+    moments = random.Random(0)
+    for step in (2, 4, 7):
+        life = live(tmp_path, seconds_after=(step, moments.uniform(0, 0.03)))
+        assert life.was_killed
+        assert_little_is_lost(tmp_path, life)
+    assert not live(tmp_path).was_killed
+    assert_whole(tmp_path, whole[0])
+
+
+def test_killed_while_the_result_is_written(tmp_path: Path, whole: tuple[Path, Life]) -> None:
+    last = tmp_path / "last"
+    assert live(last, kill_at=whole[1].saving).was_killed
+    shutil.copytree(last, tmp_path / "end")
+    end = live(tmp_path / "end")
+    assert_whole(tmp_path / "end", whole[0])
+    for kill_at in random.Random(0).sample(range(end.saving + 1, end.touches + 1), 5):
+        folder = tmp_path / str(kill_at)
+        shutil.copytree(last, folder)
+        life = live(folder, kill_at=kill_at)
+        assert life.was_killed
+        assert_little_is_lost(folder, life)
+        if read_result(folder) is None:
+            assert not live(folder).was_killed
+            assert_whole(folder, whole[0])
