@@ -21,6 +21,7 @@ from .estimate import Estimate, estimate
 from .identity import Likeness, Recogniser
 from .images import save_image
 from .kept import Kept, Result, Told, result_key
+from .memory import is_out_of_memory
 from .prompts import TEMPLATES
 from .trainer import DTYPES, Run, TrainStep, reopened, train
 from .types import MagiCaptureError, Photos
@@ -142,7 +143,9 @@ class Looking:
             return
         try:
             look = self.watch.look(run, step, self.likeness)
-        except (torch.OutOfMemoryError, MagiCaptureError) as error:
+        except (RuntimeError, MemoryError, MagiCaptureError) as error:
+            if not (isinstance(error, MagiCaptureError) or is_out_of_memory(error)):
+                raise
             self.say(f"no sample pictures after step {step}: {str(error).splitlines()[0]}")
             return
         for folder, picture in ((self.kept.samples, look.composed), (self.kept.looks, look.sheet)):
@@ -197,8 +200,10 @@ def within_memory(attempt: Callable[[TrainConfig], Result], config: TrainConfig,
     while True:
         try:
             return attempt(config)
-        except torch.OutOfMemoryError:
-            pass  # gone on below: in here the traceback would hold on to the memory of the failed step
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            # gone on below: in here the traceback would hold on to the memory of the failed step
         if config.gradient_checkpointing and batch_size == 1:
             raise MagiCaptureError(OUT_OF_MEMORY)
         batch_size = max(batch_size // 2, 1)
@@ -215,8 +220,8 @@ def _kept_at_a_fault(steps: Iterable[TrainStep], keep: Callable[[TrainStep], Non
     try:
         for step in steps:
             yield step
-    except (torch.OutOfMemoryError, MagiCaptureError):
-        if step is not None:
+    except (RuntimeError, MemoryError, MagiCaptureError) as error:
+        if step is not None and (isinstance(error, MagiCaptureError) or is_out_of_memory(error)):
             keep(step)
         raise
 

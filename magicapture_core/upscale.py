@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .memory import is_out_of_memory
 from .pretrained import load_descriptor
 from .types import MagiCaptureError
 
@@ -54,7 +55,9 @@ def upscale(
     while True:
         try:
             return torch.cat([_upscale_tiled(image, upscaler, tile, overlap, place, on_tile) for image in images])
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             too_large = tile
         tile = too_large // 2  # outside the handler: the exception holds on to the memory of the failed try
         if tile < MIN_TILE:
