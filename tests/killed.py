@@ -37,8 +37,7 @@ def train(folder: Path, said: Connection, kill_at: int | None) -> None:
     sys.addaudithook(touch)
     recipe.personalize(
         tiny(),
-        portraits(2),
-        portraits(2, seed=1),
+        {"subject": portraits(2), "style": portraits(2, seed=1)},
         small_config(inversion={"num_steps": 3}, tuning={"num_steps": NUM_STEPS - 3}),
         name="someone",
         folder=folder / "work",
