@@ -26,5 +26,5 @@ def test_a_prompt_gets_the_words_of_the_artifact_and_no_others():
     assert fill_prompt("a cat", None) == "a cat"
     with pytest.raises(MagiCaptureError, match=r"ada has no learned word for \{style\}"):
         fill_prompt("{subject} in {style}", ada)
-    with pytest.raises(MagiCaptureError, match=r"without a MagiCapture LoRA .* \{subject\} and \{style\}"):
+    with pytest.raises(MagiCaptureError, match=r"without a MagiCapture LoRA .* \{style\} and \{subject\}"):
         fill_prompt("{style} of {subject}", None)
