@@ -205,9 +205,9 @@ def _check_areas(name: str, face_masks: Tensor) -> None:
 def _encode(backbone: Backbone, portraits: Portraits, config: TrainConfig) -> EncodedPortraits:
     vae = backbone.vae
     mean, std = [], []
-    for images in (portraits.images, portraits.images.flip(-1)):
-        for image in images.split(1):  # one at a time: a full-size encode is the largest tensor of the whole run
-            pixel_values = image.to(vae.device, vae.dtype) * 2 - 1
+    for mirrored in (False, True):
+        for image in portraits.images.split(1):  # one at a time: a full-size encode is the run's largest tensor
+            pixel_values = (image.flip(-1) if mirrored else image).to(vae.device, vae.dtype) * 2 - 1
             posterior = vae.encode(pixel_values).latent_dist
             mean.append(posterior.mean.float().cpu())
             std.append(posterior.std.float().cpu())

@@ -8,7 +8,7 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
-from magicapture_core.faces import FaceDetector
+from magicapture_core.faces import FaceDetector, load_face_detector
 from magicapture_core.images import resize, to_pil
 from magicapture_core.masks import MaskOptions, grow_mask, overlay, prepare_portraits, require_portraits, soften
 from magicapture_core.types import Face, MagiCaptureError, Portraits
@@ -171,6 +171,14 @@ def test_a_small_photo_is_used_where_nothing_is_enlarged() -> None:
     large, notes = prepare_portraits([("a", photo)], 128, None, PLAIN, [mask])
     assert large is None
     assert "too small, 26 pixels" in notes[0].text
+
+
+def test_a_photo_of_16_pixels_is_refused_whatever_is_known_of_it() -> None:
+    thumbnail, mask = torch.rand(3, 16, 16), disk(16, 16, 8, 8, 6)
+    portraits, notes = prepare_portraits([("a", thumbnail)], 512, None, PLAIN, [mask])
+    assert (portraits, notes[0].text) == (None, "its face is too small, 12 pixels; the least is min_face_size, 64")
+    portraits, notes = prepare_portraits([("a", thumbnail)], 512, load_face_detector(), PLAIN)
+    assert (portraits, notes[0].text) == (None, "no face found")
 
 
 def test_require_portraits_names_every_photo_in_one_line() -> None:

@@ -283,3 +283,13 @@ def test_split_adapters_in_one_pass_are_those_in_three(backbone, dataset):
     for key in one:
         if key.startswith("parameter."):
             torch.testing.assert_close(one[key], three[key], atol=2e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_more_groups_a_step_do_not_scale_the_learning_rate(backbone, dataset, accumulate):
+    """AdamW's first step is the learning rate in every coordinate, however many groups the gradient is the mean of."""
+    rate = 3e-4
+    config = small_config(accumulate=accumulate, inversion={"num_steps": 0}, tuning={"lora_learning_rate": rate})
+    with closing(train(backbone, dataset, config)) as steps:
+        ups = torch.cat([layer.up.flatten() for layer in next(steps).run.lora()["unet"].values()])
+    assert ups.abs().max() == pytest.approx(rate, rel=1e-3)
