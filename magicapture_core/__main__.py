@@ -104,6 +104,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--recogniser", type=Path, metavar="FILE", help="a face recognition network, such as w600k_r50.onnx"
     )
     train.add_argument(
+        "--taesd",
+        type=Path,
+        metavar="FILE",
+        help="taesd_decoder.safetensors: the identity loss decodes with it, faster; needs --recogniser",
+    )
+    train.add_argument(
         "--look-every",
         type=positive,
         metavar="N",

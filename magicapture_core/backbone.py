@@ -43,6 +43,7 @@ class Backbone:
     tokenizer: Any  # transformers' CLIPTokenizer
     noise_scheduler: Any  # diffusers' DDPMScheduler
     architecture: str
+    taesd: Any = None  # diffusers' AutoencoderTiny, where the identity loss is to decode with it
 
     def __post_init__(self) -> None:
         for module in self._modules():
@@ -62,14 +63,15 @@ class Backbone:
         return self.text_encoder.config.hidden_size
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> None:
-        """Move all modules. The VAE stays in fp32: it is run once a photo, and in fp16 it overflows."""
+        """Move all modules. What decodes stays in fp32: the VAE is run once a photo, and in fp16 it overflows."""
         for module in self._modules():
             # Not diffusers' own `to`, which warns of modules to keep in fp32 and names none.
-            nn.Module.to(module, device=device, dtype=torch.float32 if module is self.vae else dtype)
+            decodes = module in (self.vae, self.taesd)
+            nn.Module.to(module, device=device, dtype=torch.float32 if decodes else dtype)
         self.unet.to(memory_format=torch.channels_last)  # the order in which convolutions run fastest
 
-    def _modules(self) -> tuple[nn.Module, nn.Module, nn.Module]:
-        return self.vae, self.unet, self.text_encoder
+    def _modules(self) -> list[nn.Module]:
+        return [module for module in (self.vae, self.unet, self.text_encoder, self.taesd) if module is not None]
 
 
 # -- the four ways in --------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from .types import MagiCaptureError, Side, Task, concept_name
 
 Preset = Literal["quick", "standard", "paper", "tiny"]
+OptimizerName = Literal["adamw", "adamw8bit", "prodigy"]
 PLACEHOLDER_PATTERN = r"^<[A-Za-z0-9_-]{1,40}>$"
 MAX_MORE = 15  # people or styles besides the first
 
@@ -117,6 +118,11 @@ class LossConfig(Settings):
         le=1,
         description="The identity loss leaves out a face that is less alike than this, as one not worth comparing. -1 "
         "leaves out none.",
+    )
+    identity_decoder: Literal["vae", "taesd"] = Field(
+        default="vae",
+        description="What makes the picture of a face for the identity loss: the model's VAE; or taesd, much faster "
+        "and less exact, which needs taesd_decoder.safetensors.",
     )
     min_snr_gamma: float = Field(
         default=0.0,
@@ -226,6 +232,11 @@ class TrainConfig(Settings):
     )
     gradient_checkpointing: bool = Field(
         default=False, description="Recompute activations: about a third slower, fits a 6 GB card."
+    )
+    optimizer: OptimizerName = Field(
+        default="adamw",
+        description="adamw8bit keeps AdamW's memory in 8 bits, which counts for a large LoRA; needs bitsandbytes. "
+        "prodigy finds the learning rate by itself: of those set here it heeds only a 0; needs prodigyopt.",
     )
 
     @property

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from .config import TrainConfig
 from .dataset import Dataset, step_items
+from .optimizers import STATE_BYTES
 from .trainer import open_run
 
 if TYPE_CHECKING:
     from .backbone import Backbone
 
-BYTES_OF_MOMENTS = 8  # AdamW's two, in fp32
-BYTES_PER_TRAINABLE = 8 + BYTES_OF_MOMENTS  # with the weight and its gradient
+BYTES_PER_TRAINABLE = 8  # the weight and its gradient; what the optimizer keeps comes on top
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ def estimate(backbone: Backbone, dataset: Dataset, config: TrainConfig) -> Estim
     """Times the second of two forward and backward passes, and counts what the pass keeps for its gradient.
 
     A run draws by counted randomness, so this cannot disturb it. On a graphics card the peak is measured, elsewhere it
-    is counted: weights, 16 bytes a trained number, and the activations kept.
+    is counted: weights, 16 bytes a trained number under AdamW, and the activations kept.
     """
     items = step_items(config, "tuning", 0)
     batch = dataset.draw(config, items[: config.batch_size])
@@ -59,8 +59,9 @@ def estimate(backbone: Backbone, dataset: Dataset, config: TrainConfig) -> Estim
         trainable = sum(parameter.numel() for parameter in run.trainable())
     parts = (backbone.unet, backbone.text_encoder)
     frozen = sum(weight.numel() * weight.element_size() for part in parts for weight in part.parameters())
-    counted = frozen + trainable * BYTES_PER_TRAINABLE + sum(kept.values())
-    measured = torch.cuda.max_memory_allocated(device) + trainable * BYTES_OF_MOMENTS if device.type == "cuda" else 0
+    remembered = trainable * STATE_BYTES[config.optimizer]  # from the first step on, which this is not
+    counted = frozen + trainable * BYTES_PER_TRAINABLE + remembered + sum(kept.values())
+    measured = torch.cuda.max_memory_allocated(device) + remembered if device.type == "cuda" else 0
     return Estimate(
         seconds_per_step=seconds,
         total_seconds=seconds * (config.inversion.num_steps * 2 / 3 + config.tuning.num_steps),

@@ -185,6 +185,8 @@ def result_key(
     tensors = [tensor for portraits in given for tensor in (portraits.images, portraits.masks)]
     for part in (backbone.unet, backbone.text_encoder, backbone.vae):
         tensors += part.state_dict().values()
+    if backbone.taesd is not None:
+        tensors += backbone.taesd.state_dict().values()
     if recogniser is not None:
         tensors += recogniser.state_dict().values()
         faces = (face for portraits in given for face in portraits.faces)

@@ -118,6 +118,13 @@ KNOWN_MODELS = (
         for name in TOKENIZER_FILES
     ),
     KnownModel(
+        file="taesd_decoder.safetensors",
+        folder="vae_approx",
+        purpose="makes the identity loss cheaper (identity_decoder: taesd)",
+        licence="MIT",
+        get="https://huggingface.co/madebyollin/taesd",
+    ),
+    KnownModel(
         file="parsing_bisenet.pth",
         folder="facedetection",
         purpose="masks along skin and features (shape: parsed); needs facexlib",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -61,9 +61,19 @@ class Objective:
         self.backbone, self.config, self.recogniser = backbone, config, recogniser
         self.vocabulary, self.ranks = vocabulary, ranks
         self.attention_loss, self.device = attention_loss, backbone.unet.device
+        self._decoder = self._identity_decoder()
         self._alphas_cumprod = backbone.noise_scheduler.alphas_cumprod.to(self.device)
         self._columns: dict[tuple[str, tuple[str, str]], Tensor] = {}  # prompt, words -> [2,T]
         self._fixed_embeds: dict[str, Tensor] | None = None
+
+    def _identity_decoder(self) -> Any:
+        if self.config.identity_decoder == "vae" or self.recogniser is None:
+            return self.backbone.vae
+        if self.backbone.taesd is None:
+            raise MagiCaptureError(
+                "loss.identity_decoder taesd: there is no TAESD; give its file with --taesd, or take vae"
+            )
+        return self.backbone.taesd
 
     def remember_text(self, text_is_fixed: bool) -> None:
         """While nothing on the text side moves, each prompt is encoded once."""
@@ -146,7 +156,7 @@ class Objective:
         """
         terms = list(latents.new_zeros(len(latents)))
         for index in batch.identity_items:
-            pred_embeds = embed_latents(self.backbone.vae, recogniser, latents[index], batch.landmarks[index])
+            pred_embeds = embed_latents(self._decoder, recogniser, latents[index], batch.landmarks[index])
             terms[index] = losses.identity(pred_embeds, batch.target_embeds[index].to(self.device)).amin()
         term, num_timesteps = torch.stack(terms), len(self._alphas_cumprod)
         term = term * (term <= 1 - self.config.identity_min_cosine)

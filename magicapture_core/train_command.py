@@ -32,6 +32,7 @@ def train(arguments: Namespace) -> Result:
     from . import recipe
     from .faces import load_face_detector
     from .kept import Kept
+    from .taesd import load_taesd
     from .watch import Watch, describe
 
     artifacts.check_name(arguments.name)
@@ -39,6 +40,7 @@ def train(arguments: Namespace) -> Result:
     photos, photo_notes = read_photos(arguments, config.resolution)
     config = with_words_for(photos, config)
     backbone = read_backbone(arguments.checkpoint)
+    backbone.taesd = load_taesd(arguments.taesd) if arguments.taesd else None
     folder = arguments.output / "magicapture" / arguments.name
     recogniser, notes = read_recogniser(arguments.recogniser, photos)
     with progress(config.num_steps, "training") as bar, stoppable() as stopped:
@@ -95,6 +97,8 @@ def train(arguments: Namespace) -> Result:
 
 def read_config(arguments: Namespace) -> TrainConfig:
     """The preset, then the TOML file, then the flags."""
+    if arguments.taesd and (arguments.checkpoint is None or arguments.recogniser is None):
+        raise MagiCaptureError("--taesd: the identity loss of an SD1.5 model needs it; give --checkpoint, --recogniser")
     if arguments.preset and arguments.checkpoint is None:
         raise MagiCaptureError("--preset: the embedded tiny model has its own; leave it out, or give --checkpoint")
     values = PRESETS["tiny" if arguments.checkpoint is None else arguments.preset or "standard"]
@@ -110,6 +114,8 @@ def read_config(arguments: Namespace) -> TrainConfig:
             flags[phase] = {"num_steps": steps}
     if arguments.seed is not None:
         flags["seed"] = arguments.seed
+    if arguments.taesd is not None:
+        flags["loss"] = {"identity_decoder": "taesd"}
     return parse_config(merge(values, flags))
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from . import lora, tokens
+from . import lora, optimizers, tokens
 from .config import TrainConfig
 from .dataset import Batch, Dataset, step_items
 from .losses import AttentionLoss, attention_refocusing
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 Phase = Literal["inversion", "tuning"]
 State = dict[str, Tensor]
+OPTIMIZER = "optimizer."  # before its part of a state
 NORM_PULL = 100  # times the learning rate, of the authors' code
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -167,8 +168,8 @@ class Run:
         state: State = {}
         for name, parameter in self._parameters.items():
             state[f"parameter.{name}"] = parameter.detach()
-            for key, value in self._optimizer.state.get(parameter, {}).items():
-                state[f"optimizer.{name}.{key}"] = value
+        for key, value in optimizers.state(self._optimizer, self._parameters).items():
+            state[f"{OPTIMIZER}{key}"] = value
         for key, value in self._scaler.state_dict().items():
             state[f"scaler.{key}"] = torch.tensor(value)
         return {key: value.to("cpu", copy=True) for key, value in state.items()}
@@ -187,13 +188,12 @@ class Run:
         for name, parameter in self._parameters.items():
             if f"parameter.{name}" in resume:
                 parameter.data.copy_(resume[f"parameter.{name}"])
-        self._optimizer = torch.optim.AdamW(
-            groups, lr=1.0, weight_decay=settings.weight_decay, fused=self.objective.device.type == "cuda"
-        )
+        self._optimizer = optimizers.build(self.config.optimizer, groups, settings.weight_decay)
         text_moves = settings.token_learning_rate > 0 or (phase == "tuning" and self.config.lora.text_encoder)
         self.objective.remember_text(not text_moves)
         if midway:
-            self._load_optimizer(resume)
+            memory = {key.removeprefix(OPTIMIZER): v for key, v in resume.items() if key.startswith(OPTIMIZER)}
+            optimizers.load(self._optimizer, self._parameters, memory)
         if saved := {key.removeprefix("scaler."): v.item() for key, v in resume.items() if key.startswith("scaler.")}:
             self._scaler.load_state_dict(saved)
 
@@ -207,15 +207,6 @@ class Run:
             parameters += self._undo.enter_context(lora.injected(model, settings, target, self._generator, num_parts))
         self._parameters |= {f"lora.{index}": parameter for index, parameter in enumerate(parameters)}
         return parameters
-
-    def _load_optimizer(self, resume: State) -> None:
-        state: dict[int, dict[str, Tensor]] = {}
-        for index, name in enumerate(self._parameters):
-            prefix = f"optimizer.{name}."
-            found = {key.removeprefix(prefix): value for key, value in resume.items() if key.startswith(prefix)}
-            if found:
-                state[index] = found
-        self._optimizer.load_state_dict({"state": state, "param_groups": self._optimizer.state_dict()["param_groups"]})
 
     # -- one step ------------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from ..magicapture_core.types import MagiCaptureError
 MODELS = "magicapture"  # the kind under which face networks are found: models/magicapture and extra_model_paths.yaml
 RECOGNISERS = "face_recognition"  # our own, for other packs register `insightface` with endings that leave .onnx out
 INSIGHTFACE = "insightface"
+VAE_APPROX = "vae_approx"
 
 
 def register_models() -> None:
@@ -40,6 +41,18 @@ def loras_folder() -> Path:
 
 def embeddings_folders() -> list[Path]:
     return list(map(Path, folder_paths.get_folder_paths("embeddings")))
+
+
+def taesd_file() -> Path:
+    """TAESD's decoder, which ComfyUI's previews use too. Raises MagiCaptureError where the user has none."""
+    from ..magicapture_core.taesd import FILES
+
+    for name in FILES:
+        if found := folder_paths.get_full_path(VAE_APPROX, name):
+            return Path(found)
+    raise MagiCaptureError(
+        f"loss_identity_decoder taesd: put {FILES[0]} into {folder_paths.get_folder_paths(VAE_APPROX)[0]}, or take vae"
+    )
 
 
 def runs_folder(name: str) -> Path:

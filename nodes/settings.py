@@ -51,6 +51,8 @@ WIDGETS = {  # id -> folded away; saved workflows hold values by position, so ne
     "loss_min_snr_gamma": True,
     "loss_prior_weight": True,
     "inversion_pull_norm": True,
+    "optimizer": True,
+    "loss_identity_decoder": True,
 }
 
 

@@ -196,8 +196,11 @@ def train(
 
     from ..magicapture_core import recipe
     from ..magicapture_core.kept import Kept, result_key
+    from ..magicapture_core.taesd import load_taesd
 
     backbone = plain_backbone(*sockets)
+    if recogniser is not None and config.loss.identity_decoder == "taesd":
+        backbone.taesd = load_taesd(folders.taesd_file())
     progress.key = result_key(backbone, photos, config, recogniser, watch)
     found = None if train_again else Kept(progress.folder, progress.key).find_result()
     if found:

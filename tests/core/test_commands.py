@@ -1,5 +1,6 @@
 """The terminal as a user has it: a process, its exit code, its two streams."""
 
+import argparse
 import json
 import shutil
 import signal
@@ -18,6 +19,7 @@ from magicapture_core.config import TrainConfig
 from magicapture_core.images import load_photo, save_image
 from magicapture_core.kept import TERMS
 from magicapture_core.train_command import read_config
+from magicapture_core.types import MagiCaptureError
 from tests import onnx_files
 
 ROOT = Path(__file__).parents[2]
@@ -190,6 +192,15 @@ def test_without_a_preset_it_is_that_of_the_model(tmp_path):
     assert read_config(build_parser().parse_args(arguments)) == TrainConfig.preset("tiny")
     arguments += ["--checkpoint", "x.safetensors"]
     assert read_config(build_parser().parse_args(arguments)) == TrainConfig.preset("standard")
+
+
+def test_a_taesd_goes_with_a_checkpoint_and_a_recogniser(tmp_path):
+    arguments = train_arguments(tmp_path, tmp_path, "--taesd", "taesd_decoder.pth", "--checkpoint", "x.safetensors")
+    whole = build_parser().parse_args([*arguments, "--recogniser", "w600k_r50.onnx"])
+    assert read_config(whole).loss.identity_decoder == "taesd"
+    for lacking in ({"checkpoint": None}, {"recogniser": None}):
+        with pytest.raises(MagiCaptureError, match=r"^--taesd: "):
+            read_config(argparse.Namespace(**{**vars(whole), **lacking}))
 
 
 def test_a_preset_for_the_tiny_model_is_refused(photos, tmp_path, capsys):

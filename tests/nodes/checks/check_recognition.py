@@ -55,6 +55,28 @@ def check_similarity(pack):
     assert report.endswith("picture 2: no face")
 
 
+def check_taesd_is_that_of_the_previews(pack):
+    """Asked for by name while it is missing; then the file decodes as ComfyUI's own class of it does."""
+    import folder_paths
+    from comfy.taesd.taesd import TAESD
+
+    folders, taesd = part(pack, "nodes.folders"), part(pack, "magicapture_core.taesd")
+    with refused("loss_identity_decoder taesd: put taesd_decoder.safetensors into"):
+        folders.taesd_file()
+    theirs = TAESD()
+    for number, parameter in enumerate(theirs.parameters()):
+        torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(number))
+    path = Path(folder_paths.get_folder_paths("vae_approx")[0], "taesd_decoder.pth")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(theirs.taesd_decoder.state_dict(), path)
+    folder_paths.filename_list_cache.clear()
+    assert folders.taesd_file() == path
+    theirs.vae_scale.data.fill_(1)
+    theirs.vae_shift.data.fill_(0)
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(taesd.load_taesd(path).decode(latents).sample, theirs.decode(latents))
+
+
 def check_training_with_a_recogniser(pack, loaded):
     """The term is there, the network is back on the CPU as it was, and another network trains anew."""
     train, types = part(pack, "nodes.train"), part(pack, "magicapture_core.types")
