@@ -1,185 +1,114 @@
-"""One training step, side by side with others in one run: `python -m benchmarks.step`.
+"""One training step, side by side with others in one run: `python -m benchmarks.step [ROW ...]`.
 
 Workload W0: the SD1.5 UNet (859.5 M, random weights), batch 1, latents and text embeddings precomputed, mean squared
 error on eps, LoRA of rank 4 on q, k, v, out of all attention (128 modules, 797,184 numbers), AdamW 1e-4, clip 1.0.
-Both sides do exactly that; they take turns, and the ratio of each pair is what counts, since machines drift.
+The two sides of a row load the same weights and take turns, each in a process of its own; the ratio of each pair is
+what counts, since machines drift. The first step of each side is not counted.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import dataclasses
-import random
-import statistics
-import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from typing import Any
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
-import torch
+from magicapture_core.types import MagiCaptureError
 
-from magicapture_core.backbone import Backbone, tiny
-from magicapture_core.config import TrainConfig, parse_config
-from magicapture_core.dataset import Dataset, EncodedPortraits
-from magicapture_core.recipe import resolve_dtype
-from magicapture_core.trainer import open_run
+from .checkpoint import SD15, write_checkpoint
+from .machine import describe
+from .process import Hello, Stable
+from .rows import GRAMMAR, KINDS, PLANS, Row, parse_row
+from .table import HEADER, Side, line
+from .turns import take_turns
+from .workload import NUM_PARAMETERS, Conditions
 
-Step = Callable[[], object]
-W0 = {"lora": {"targets": "attention"}, "loss": {"attention_weight": 0.0}}
-REFOCUSING = {"lora": {"targets": "attention"}, "loss": {"attention_weight": 2.5}}
-NUM_BOOTSTRAPS = 10_000
+TOLERANCE = {"fp32": 1e-4, "bf16": 0.1}  # of the largest number of a prediction
+W0_ON_BOTH_SIDES = ("diffusers", "kohya")
 
 
-def sd15_unet() -> Any:
-    """Random weights at true size; the class's defaults are SD1.5's but for these."""
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-    torch.manual_seed(0)
-    return UNet2DConditionModel(sample_size=64, cross_attention_dim=768).eval().requires_grad_(False)
-
-
-def sd15_backbone(unet: Any, device: torch.device, dtype: torch.dtype) -> Backbone:
-    """The UNet with a one-layer text encoder of SD1.5's width: text is encoded once and plays no part in a step."""
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    small = tiny()
-    text = CLIPTextConfig(hidden_size=768, num_hidden_layers=1, num_attention_heads=12)
-    text_encoder = CLIPTextModel(text).eval().requires_grad_(False)
-    backbone = dataclasses.replace(small, unet=unet, text_encoder=text_encoder)
-    backbone.to(device, dtype)
-    return backbone
-
-
-def random_latents(side: int) -> Dataset:
-    """One photo a side whose mask is everything (subject) or nothing (style): the whole picture counts for each."""
-    mean, std = torch.randn(2, 1, 4, side, side), torch.full((2, 1, 4, side, side), 0.1)
-
-    def encoded(mask: float) -> EncodedPortraits:
-        face = torch.full((2, 1, 1, side, side), mask)
-        landmarks = torch.full((2, 1, 5, 2), torch.nan)
-        masks = {"face_masks": face, "attention_masks": face[..., ::4, ::4]}
-        return EncodedPortraits(mean=mean, std=std, landmarks=landmarks, **masks)
-
-    return Dataset(concepts={"subject": encoded(1.0), "style": encoded(0.0)}, scaling_factor=0.18215)
+def main() -> int:
+    arguments = parser().parse_args()
+    try:
+        rows = chosen(arguments)
+        with tempfile.TemporaryDirectory() as folder:
+            write_checkpoint(Path(folder), SD15)
+            trees = {"kohya": arguments.kohya, "comfyui": arguments.comfyui}
+            conditions = Conditions(
+                checkpoint=folder,
+                device=arguments.device,
+                threads=arguments.threads,
+                trees={name: str(tree.resolve()) for name, tree in trees.items() if tree},
+            )
+            text = ""
+            for part in report(rows, conditions, arguments.limit_tflops):
+                print(part, flush=True)
+                text += part + "\n"
+                if arguments.output:  # after each row: a run that is cut short leaves what it has
+                    arguments.output.write_text(text)
+    except MagiCaptureError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
 
 
-def our_step(unet: Any, side: int, settings: dict[str, Any], arguments: argparse.Namespace, stack: ExitStack) -> Step:
-    """The trainer's own optimizer step with a single source item, and the words not learning."""
-    config: TrainConfig = parse_config(
-        {
-            **settings,
-            "tuning": {"tasks": ("source",), "token_learning_rate": 0.0},
-            "dtype": arguments.dtype,
-            "gradient_checkpointing": arguments.checkpointing,
-        }
-    )
-    device = torch.device(arguments.device)
-    backbone = sd15_backbone(unet, device, resolve_dtype(config, device))
-    run = stack.enter_context(open_run(backbone, random_latents(side), config))
-    run.begin("tuning", {}, midway=False)
-    steps = iter(range(10**9))
-    return lambda: float(run.update("tuning", next(steps), fraction_left=1.0).total)
-
-
-def diffusers_step(unet: Any, side: int, arguments: argparse.Namespace) -> Step:
-    """What diffusers' DreamBooth-LoRA example does in a step, with latents and text precomputed."""
-    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-    from peft import LoraConfig
-
-    device, dtype = torch.device(arguments.device), {"fp32": torch.float32, "bf16": torch.bfloat16}[arguments.dtype]
-    unet.to(device, dtype)
-    targets = ["to_k", "to_q", "to_v", "to_out.0"]
-    unet.add_adapter(LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=targets))
-    parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
-    for parameter in parameters:
-        parameter.data = parameter.data.float()
-    if arguments.checkpointing:
-        unet.enable_gradient_checkpointing()
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4)
-    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
-    noise_scheduler = DDPMScheduler(1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    latents = torch.randn(1, 4, side, side, device=device)
-    prompt_embeds = torch.randn(1, 77, 768, device=device, dtype=dtype)
-
-    def step() -> float:
-        noise = torch.randn_like(latents)
-        timesteps: Any = torch.randint(0, 1000, (1,), device=device)
-        noisy = noise_scheduler.add_noise(latents, noise, timesteps)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            noise_pred = unet(noisy.to(dtype), timesteps, prompt_embeds, return_dict=False)[0]
-        loss = torch.nn.functional.mse_loss(noise_pred.float(), noise.float())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
-        return loss.detach().item()
-
-    return step
-
-
-def compare(ours: Step, theirs: Step, arguments: argparse.Namespace) -> tuple[list[float], list[float]]:
-    """Seconds of each, turn by turn, the order of a pair alternating; the first step of each is not counted.
-
-    On a CPU these are the seconds that the process had it, so that others on the machine count less.
-    """
-    clock = time.process_time if arguments.device == "cpu" else time.perf_counter
-    ours()
-    theirs()
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for pair in range(arguments.pairs):
-        order = ((ours, seconds[0]), (theirs, seconds[1]))
-        for step, taken in order if pair % 2 else order[::-1]:
-            started = clock()
-            step()
-            taken.append(clock() - started)
-    return seconds
-
-
-def report(name: str, pixels: int, ours: list[float], theirs: list[float]) -> None:
-    """Medians, and the median ratio of the pairs with its 95 % interval from a bootstrap over pairs."""
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    draw = random.Random(0)
-    medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(NUM_BOOTSTRAPS))
-    low, high = medians[NUM_BOOTSTRAPS // 40], medians[-NUM_BOOTSTRAPS // 40]
-    print(
-        f"| {name} | {pixels} | {statistics.median(ours):.3f} | {statistics.median(theirs):.3f} "
-        f"| {statistics.median(ratios):.3f} [{low:.3f}, {high:.3f}] | {len(ratios)} |",
-        flush=True,
-    )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="*", default=[64, 128, 256], help="pixels")
-    parser.add_argument(
-        "--refocusing-sizes", type=int, nargs="*", default=[256], help="pixels; attention loss on / off"
-    )
-    parser.add_argument("--pairs", type=int, default=30)
-    parser.add_argument("--threads", type=int, default=1)
+def parser() -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("benchmarks.step", description=__doc__, formatter_class=formatter)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"{GRAMMAR}; names: {', '.join(KINDS)}")
+    parser.add_argument("--kohya", type=Path, metavar="DIR", help="a checkout of kohya-ss/sd-scripts")
+    parser.add_argument("--comfyui", type=Path, metavar="DIR", help="a ComfyUI")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--checkpointing", action="store_true")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    clock = "CPU seconds" if arguments.device == "cpu" else "seconds"
-    print(f"torch {torch.__version__}, {arguments.device}, {arguments.dtype}, {arguments.threads} threads, {clock}")
-    print(
-        "| seconds a step | px | ours | other | ratio, median [95 %] | pairs |\n|---|---|---|---|---|---|", flush=True
-    )
-    unet = sd15_unet()
-    for pixels in arguments.sizes:
-        with ExitStack() as stack:
-            ours = our_step(copy.deepcopy(unet), pixels // 8, W0, arguments, stack)
-            theirs = diffusers_step(copy.deepcopy(unet), pixels // 8, arguments)
-            report("W0 / diffusers DreamBooth-LoRA", pixels, *compare(ours, theirs, arguments))
-    for pixels in arguments.refocusing_sizes:
-        with ExitStack() as stack:
-            on = our_step(copy.deepcopy(unet), pixels // 8, REFOCUSING, arguments, stack)
-            off = our_step(copy.deepcopy(unet), pixels // 8, W0, arguments, stack)
-            report("attention refocusing on / off", pixels, *compare(on, off, arguments))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--limit-tflops", type=float, help="what the card can do in bf16, for the share of it")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="the same text, as Markdown")
+    return parser
+
+
+def chosen(arguments: argparse.Namespace) -> list[Row]:
+    """The rows that were asked for, or else the plan of the device, less the peers of which no tree was given.
+
+    Raises MagiCaptureError for a row that is none, and for a peer without its tree.
+    """
+    missing = {name for name in ("kohya", "comfyui") if not getattr(arguments, name)}
+    if not arguments.rows:
+        plan = PLANS[arguments.device.partition(":")[0]]
+        return [parse_row(text) for text in plan if text.partition(":")[0] not in missing]
+    for text in arguments.rows:
+        if (name := text.partition(":")[0]) in missing:
+            raise MagiCaptureError(f"{text}: where is it? Give --{name} DIR")
+    return [parse_row(text) for text in arguments.rows]
+
+
+def report(rows: list[Row], conditions: Conditions, limit_tflops: float | None) -> Iterator[str]:
+    """The whole text, part by part as it comes to be known."""
+    clock = "CPU seconds" if (conditions.device, conditions.threads) == ("cpu", 1) else "seconds"
+    yield "# One training step\n"
+    yield "\n".join(f"- {name}: {fact}" for name, fact in describe(conditions).items())
+    yield f"\nSeconds are {clock} a step: median (lowest-highest); ratio: of the pairs, first / second.\n\n{HEADER}"
+    about: dict[str, None] = {}
+    with Stable(conditions) as stable:
+        for row in rows:
+            first, second = stable.get(*row.workloads)
+            check_alike(row, first.hello, second.hello)
+            turns = take_turns(first.step, second.step, row.pairs)
+            sides = (Side(turns=turns[0], flops=first.hello.flops), Side(turns=turns[1], flops=second.hello.flops))
+            yield line(row, *sides, limit_tflops)
+            about |= {f"- {side.hello.about}; torch {side.hello.torch}": None for side in (first, second)}
+    yield "\nWho took part:\n\n" + "\n".join(about)
+
+
+def check_alike(row: Row, first: Hello, second: Hello) -> None:
+    """Raises MagiCaptureError unless both UNets predict the same, and both sides of W0 learn as many numbers."""
+    largest = max(map(abs, second.prediction))
+    apart = max(abs(a - b) for a, b in zip(first.prediction, second.prediction, strict=True)) / largest
+    if apart > TOLERANCE[row.plain.dtype]:
+        raise MagiCaptureError(f"{row.title}: the two UNets are not the same, their predictions differ by {apart:.1%}")
+    counts = {first.num_parameters, second.num_parameters}
+    if row.workloads[1].method in W0_ON_BOTH_SIDES and counts != {NUM_PARAMETERS}:
+        raise MagiCaptureError(f"{row.title}: {counts} numbers learn, not the {NUM_PARAMETERS} of W0 on both sides")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

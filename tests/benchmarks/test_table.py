@@ -1,0 +1,42 @@
+"""A line of the table, computed by hand."""
+
+from benchmarks.process import Turn
+from benchmarks.rows import parse_row
+from benchmarks.table import COLUMNS, HEADER, Side, line
+
+
+def side(*seconds: float, gigabytes: float = 4.0, flops: int = 2 * 10**12) -> Side:
+    return Side(turns=[Turn(seconds=s, peak_bytes=int(gigabytes * 1e9)) for s in seconds], flops=flops)
+
+
+def test_a_line_says_all_that_was_found():
+    told = line(parse_row("kohya:64:3"), side(1, 2, 3), side(2, 2, 2, gigabytes=5.0, flops=10**12), limit_tflops=4.0)
+    cells = dict(zip(COLUMNS, (cell.strip() for cell in told.strip("| ").split(" | ")), strict=True))
+    assert cells == {
+        "row": "W0, ours / kohya sd-scripts, fp32",
+        "px": "64",
+        "first, s": "2.000 (1.000-3.000)",
+        "second, s": "2.000 (2.000-2.000)",
+        "ratio, median [95 %]": "1.000 [0.500, 1.500]",
+        "bar": "<= 1.05: MISSED, memory: met",  # the interval's upper end counts
+        "pairs": "3",
+        "peak, GB": "4.00 / 5.00",
+        "TFLOP": "2.000 / 1.000",
+        "of limit": "25% / 12%",  # 2 TFLOP in 2 s on a card of 4 TFLOP/s
+    }
+
+
+def test_a_peer_that_takes_less_memory_or_is_no_slower_shows():
+    row = parse_row("kohya:64:3")
+    assert "<= 1.05: met, memory: MISSED" in line(row, side(1, gigabytes=5.0), side(1), None)
+
+
+def test_what_could_not_be_counted_is_a_dash():
+    told = line(parse_row("comfyui:128:1"), side(1), side(2, flops=0), None)
+    assert "| 2.000 / - | - / - |" in told
+    assert "| - | 1 |" in told  # no bar at this size
+
+
+def test_the_header_is_a_table_of_the_columns():
+    head, rule = HEADER.splitlines()
+    assert head.count("|") == rule.count("|") == len(COLUMNS) + 1
