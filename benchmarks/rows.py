@@ -110,10 +110,23 @@ KINDS: dict[str, Kind] = {
     "batch-8": Kind(title="batch of 8 / of 1", first=batch_of(8), second=having()),
 }
 
-# Neighbours share processes. Pairs are as many as a CPU has time for: all in half an hour on two cores.
+# Neighbours share processes. On a CPU as many pairs as half an hour of two cores has time for, so fewer at 512 px.
 PLANS: dict[str, list[str]] = {
-    "cpu": ["kohya:64:30"],
-    "cuda": ["kohya:64:30"],
+    "cpu": [
+        *("kohya:64:30", "diffusers:64:30", "comfyui:64:10"),
+        *(f"{name}:64:10" for name in ("cross-attention", "words", "text-encoder", "split", "checkpointing")),
+        *(f"{name}:64:10" for name in ("batch-2", "batch-4", "batch-8", "mask", "prior")),
+        *("kohya:128:30", "kohya:256:30", "diffusers:256:10", "refocusing:256:30"),
+        *("kohya:512:10:bf16", "refocusing:512:10:bf16", "identity-firing:512:6:bf16", "identity:512:6:bf16"),
+        "comfyui:512:4:bf16:checkpointing",
+    ],
+    "cuda": [
+        *(f"{name}:{pixels}:30:bf16" for pixels in (64, 128, 256, 512) for name in ("kohya", "diffusers")),
+        *("comfyui:64:30:bf16", "comfyui:512:30:bf16:checkpointing"),
+        *("refocusing:256:30:bf16", "refocusing:512:30:bf16", "identity-firing:512:30:bf16", "identity:512:30:bf16"),
+        *(f"{name}:512:30:bf16" for name in ("cross-attention", "words", "text-encoder", "split", "checkpointing")),
+        *(f"{name}:512:30:bf16" for name in ("batch-2", "batch-4", "batch-8", "mask", "prior")),
+    ],
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ class Contender:
     embeddings [B,77,768]. num_parameters: how many numbers learn, None where that shows only once it trains.
     """
 
-    step: Callable[[], object]
+    step: Callable[[], Any]
     predict: Callable[[Tensor, Tensor, Tensor], Tensor]
     num_parameters: int | None
     about: str

@@ -1,6 +1,7 @@
 """The real way of a row at a small UNet: every feature makes its step, and two processes take turns."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,12 +26,13 @@ def conditions(tmp_path_factory: pytest.TempPathFactory) -> Conditions:
     return Conditions(checkpoint=str(folder))
 
 
-def second_step(conditions: Conditions, *features: str, **changes: object):
+def second_step(conditions: Conditions, *features: str, **changes: Any) -> tuple[Any, int]:
     """The losses of the second step, and how many numbers learn."""
-    workload = Workload(pixels=64, features=features, **changes)  # pyright: ignore[reportArgumentType]
+    workload = Workload(pixels=64, features=features, **changes)
     torch.manual_seed(0)
     with ours.opened(workload, conditions) as contender:
         contender.step()
+        assert contender.num_parameters
         return contender.step(), contender.num_parameters
 
 
@@ -106,7 +108,7 @@ def test_other_weights_or_another_number_of_parameters_are_no_comparison():
 
 def test_a_process_that_dies_says_why(conditions):
     process = Process(Workload(method="kohya", pixels=64), conditions)  # no tree
-    with pytest.raises(MagiCaptureError, match="(?s)kohya ended with 1: .*KeyError: 'kohya'"):
+    with pytest.raises(MagiCaptureError, match=r"(?s)kohya ended with 1: .*KeyError: 'kohya'"):
         _ = process.hello
     process.close()
 
