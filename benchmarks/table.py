@@ -74,7 +74,7 @@ def both(first: str, second: str) -> str:
 
 
 def tera(flops: int) -> str:
-    return f"{flops / 1e12:.3f}" if flops else "-"
+    return f"{flops / 1e12:.4g}" if flops else "-"
 
 
 def share(side: Side, limit_tflops: float | None) -> str:

@@ -88,7 +88,7 @@ def test_two_processes_take_turns_and_predict_the_same(conditions, monkeypatch):
     assert cells[0] == "W0, ours / diffusers DreamBooth-LoRA, fp32"
     assert cells[6] == "2"
     ours_flops, theirs_flops = cells[8].split(" / ")
-    assert float(ours_flops) == pytest.approx(float(theirs_flops), rel=0.05)
+    assert float(ours_flops) == pytest.approx(float(theirs_flops), rel=0.1)
     assert "MagiCapture" in about
     assert "diffusers" in about
 
