@@ -139,8 +139,10 @@ def random_dataset(workload: Workload, device: torch.device) -> Dataset:
     likeness = None
     if {"identity", "identity always"} & set(workload.features):
         recogniser = IResNet(BLOCKS[50]).eval().requires_grad_(False).to(device)
-        likeness = Likeness(recogniser=recogniser, embeddings=F.normalize(torch.randn(1, NUM_FEATURES), dim=1))
-    return Dataset(subject=encoded(1.0), style=encoded(0.0), scaling_factor=SCALING_FACTOR, likeness=likeness)
+        embeddings = {"subject": F.normalize(torch.randn(1, NUM_FEATURES), dim=1)}
+        likeness = Likeness(recogniser=recogniser, embeddings=embeddings)
+    concepts = {"subject": encoded(1.0), "style": encoded(0.0)}
+    return Dataset(concepts=concepts, scaling_factor=SCALING_FACTOR, likeness=likeness)
 
 
 def face_mask(side: int) -> Tensor:
