@@ -46,6 +46,7 @@ def main() -> int:
                 print(part, flush=True)
                 text += part + "\n"
                 if arguments.output:  # after each row: a run that is cut short leaves what it has
+                    arguments.output.parent.mkdir(parents=True, exist_ok=True)
                     arguments.output.write_text(text)
     except MagiCaptureError as error:
         print(error, file=sys.stderr)
