@@ -88,7 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
             type=Path,
             action="append",
             metavar="DIR",
-            help=f"masks of the same file stems, white = face; once for each --{side}",
+            help=f"masks of the same file stems, white = face or object; once for each --{side}",
         )
     train.add_argument("--output", type=Path, required=True, metavar="DIR")
     train.add_argument("--name", required=True, help="letters, digits, - and _")
@@ -108,6 +108,14 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="taesd_decoder.safetensors: the identity loss decodes with it, faster; needs --recogniser",
+    )
+    train.add_argument(
+        "--object",
+        metavar="WORD",
+        help="the subject is a pet or a thing: what it is, such as dog or teapot; needs masks for all photos",
+    )
+    train.add_argument(
+        "--object-features", type=Path, metavar="FILE", help="DINO's weights, such as dino_deitsmall16_pretrain.pth"
     )
     train.add_argument(
         "--look-every",
@@ -177,7 +185,7 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lora", type=Path, required=True, metavar="FILE")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     _add_model(parser)
-    parser.add_argument("--prompt", default=COMPOSED_PROMPT, help='"%(default)s" by default')
+    parser.add_argument("--prompt", help=f'by default the training\'s own, such as "{COMPOSED_PROMPT}"')
     parser.add_argument("--negative-prompt", default="")
     parser.add_argument("--strength", type=float, default=1.0, help="of the LoRA (%(default)s)")
     parser.add_argument("--num-steps", type=positive, default=30, help="sampling steps (%(default)s)")

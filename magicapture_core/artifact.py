@@ -29,6 +29,7 @@ from .metadata import (
     training_fields,
     write_content,
 )
+from .prompts import COMPOSED_PROMPT
 from .types import MagiCaptureError, Side, Token, concept_name
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
@@ -55,6 +56,11 @@ class Artifact:
     templates: dict[str, list[str]] = field(default_factory=dict)
     rank_split: dict[str, int] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def composed_prompt(self) -> str:
+        """The first composed sentence of its training; the paper's where the file tells none."""
+        return next(iter(self.templates.get("composed", ())), COMPOSED_PROMPT)
 
 
 def check_name(name: str) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import artifact as artifacts
 from . import models as known
+from .config import Kind
 from .prompts import fill_prompt
 from .types import MagiCaptureError, PhotoNote, Portraits, Side
 
@@ -59,53 +60,30 @@ def output_names(photos: Sequence[str]) -> list[str]:
 
 
 def read_portraits(
-    folder: Path, masks_folder: Path | None, resolution: int, side: Side
+    folder: Path, masks_folder: Path | None, resolution: int, side: Side, kind: Kind = "person"
 ) -> tuple[Portraits, list[PhotoNote]]:
-    """A folder of photos, framed, with what became of each. masks_folder: masks of the same stems, white = face."""
+    """A folder of photos, framed, with what became of each. masks_folder: masks of the same stems, white = face.
+
+    Of an object there have to be masks, white = all of it: no network looks for it.
+    """
     from .faces import load_face_detector
-    from .images import join_notes, list_photos, load_mask, load_photos
+    from .images import join_notes, list_photos, load_masks, load_photos, match_masks
     from .masks import MaskOptions, prepare_portraits, require_portraits
 
     files = list_photos(folder)
-    own_masks = _match_masks(files, masks_folder) if masks_folder else {}
+    if kind == "object" and masks_folder is None:
+        raise MagiCaptureError(f"--{side}-masks: give a folder with a mask for every photo, white = the object")
     readable, notes = load_photos(files)
-    photos, given = [], []
-    for name, image in readable:
-        try:
-            given.append(load_mask(own_masks[name]) if name in own_masks else None)
-        except MagiCaptureError as error:
-            notes.append(PhotoNote(file_name=name, used=False, text=f"its mask: {error}"))
-            continue
-        photos.append((name, image))
-    needs_detector = any(mask is None for mask in given)
+    photos, given, faults = load_masks(readable, match_masks(files, masks_folder) if masks_folder else {})
+    needs_detector = kind == "person" and any(mask is None for mask in given)
     try:
         detector = load_face_detector() if needs_detector else None
     except MagiCaptureError as error:
         raise MagiCaptureError(f"{error}, or give --{side}-masks with a mask for every photo") from error
-    portraits, framed = prepare_portraits(photos, resolution, detector, MaskOptions(), given)
-    notes = join_notes(notes, framed)
+    options = MaskOptions(shape="own" if kind == "object" else "oval")
+    portraits, framed = prepare_portraits(photos, resolution, detector, options, given)
+    notes = join_notes(notes, faults, framed)
     return require_portraits(portraits, notes, side), notes
-
-
-def _match_masks(photos: Sequence[Path], folder: Path) -> dict[str, Path]:
-    """Name of a photo -> the mask of the same stem, where there is one."""
-    from .images import list_photos
-
-    masks = _by_stem(list_photos(folder))
-    return {photo.name: masks[stem] for stem, photo in _by_stem(photos).items() if stem in masks}
-
-
-def _by_stem(files: Sequence[Path]) -> dict[str, Path]:
-    """Stem -> file. Raises MagiCaptureError when two files share one."""
-    found: dict[str, Path] = {}
-    for file in files:
-        if file.stem in found:
-            raise MagiCaptureError(
-                f"{file.parent}: {found[file.stem].name} and {file.name} share the name before the ending, by which "
-                "photos and masks find each other; rename one"
-            )
-        found[file.stem] = file
-    return found
 
 
 def read_backbone(checkpoint: Path | None) -> Backbone:
@@ -137,12 +115,13 @@ def generate(arguments: Namespace) -> Result:
 
     artifact = artifacts.load(arguments.lora)
     with progress(arguments.num_steps, "sampling") as bar:
-        images = sample(_model(arguments), artifact, **_sampling(arguments, bar), num_images=arguments.count)
+        options = _sampling(arguments, artifact, bar)
+        images = sample(_model(arguments), artifact, **options, num_images=arguments.count)
     files = []
     for index, image in enumerate(images):
         files.append(str(arguments.output / f"{artifact.name}-{arguments.seed + index}.png"))
         save_image(image, Path(files[-1]))
-    return {"prompt": arguments.prompt, "images": files}
+    return {"prompt": options["prompt"], "images": files}
 
 
 def attention(arguments: Namespace) -> Result:
@@ -154,7 +133,7 @@ def attention(arguments: Namespace) -> Result:
     words = [word.strip() for word in fill_prompt(arguments.words or "", artifact).split(",") if word.strip()]
     record = heatmaps.AttentionRecord(words or [token.placeholder for token in artifact.tokens])
     with progress(arguments.num_steps, "sampling") as bar:
-        images = sample(_model(arguments), artifact, **_sampling(arguments, bar), record=record)
+        images = sample(_model(arguments), artifact, **_sampling(arguments, artifact, bar), record=record)
     sheets: dict[str, Tensor] = {
         "overlay": heatmaps.overlays(record, images),
         "steps": heatmaps.strips(record, images)[0],
@@ -174,9 +153,9 @@ def _model(arguments: Namespace) -> Backbone:
     return backbone
 
 
-def _sampling(arguments: Namespace, bar: Any) -> dict[str, Any]:
+def _sampling(arguments: Namespace, artifact: artifacts.Artifact, bar: Any) -> dict[str, Any]:
     return {
-        "prompt": arguments.prompt,
+        "prompt": arguments.prompt or artifact.composed_prompt,
         "negative_prompt": arguments.negative_prompt,
         "strength": arguments.strength,
         "num_steps": arguments.num_steps,

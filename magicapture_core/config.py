@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from .prompts import PERSON
 from .types import MagiCaptureError, Side, Task, concept_name
 
+Kind = Literal["person", "object"]
 Preset = Literal["quick", "standard", "paper", "tiny"]
 OptimizerName = Literal["adamw", "adamw8bit", "prodigy"]
 PLACEHOLDER_PATTERN = r"^<[A-Za-z0-9_-]{1,40}>$"
@@ -94,7 +96,8 @@ class LossConfig(Settings):
         default=800,
         ge=1,
         le=1000,
-        description="The identity loss looks only at steps with less noise than this; above, a face is a blur.",
+        description="The identity loss, and that of an object, looks only at steps with less noise than this; above, a "
+        "face is a blur.",
     )
     identity_tasks: tuple[Literal["source", "composed"], ...] = Field(
         default=("composed",),
@@ -137,6 +140,13 @@ class LossConfig(Settings):
         le=100,
         description="Prior preservation: where the reconstruction does not look, the prediction should stay as it is "
         "without the UNet's LoRA. A second pass for every picture: a step takes about a third longer. 0 leaves it out.",
+    )
+    object_weight: float = Field(
+        default=1.0,
+        ge=0,
+        le=10,
+        description="Object loss: the composed picture's object should have the shape of the subject and the look of "
+        "the style. Needs kind object and object features (DINO).",
     )
 
 
@@ -205,6 +215,12 @@ class TrainConfig(Settings):
     more_styles: tuple[TokenConfig, ...] = Field(
         default=(), max_length=MAX_MORE, description="The learned words of further styles in the same training."
     )
+    kind: Kind = Field(  # after the subjects, which it looks at
+        default="person",
+        description="What the subject is. person: the masks hold faces. object, a pet or a thing: the masks hold all "
+        "of it, the style's photos count as a whole, and the training's sentences call it by the subject's "
+        "initializer token, such as dog or teapot.",
+    )
     lora: LoraConfig = LoraConfig()
     loss: LossConfig = LossConfig()
     inversion: InversionConfig = InversionConfig()
@@ -238,6 +254,19 @@ class TrainConfig(Settings):
         description="adamw8bit keeps AdamW's memory in 8 bits, which counts for a large LoRA; needs bitsandbytes. "
         "prodigy finds the learning rate by itself: of those set here it heeds only a 0; needs prodigyopt.",
     )
+
+    @field_validator("kind")
+    @classmethod
+    def _named(cls, kind: Kind, info: ValidationInfo) -> Kind:
+        words = [info.data[name] for name in ("subject", "more_subjects") if name in info.data]
+        subjects = [word for group in words for word in (group if isinstance(group, tuple) else (group,))]
+        if kind == "object" and any(word.initializer_token in ("", PERSON) for word in subjects):
+            raise ValueError("say what it is in subject.initializer_token, such as dog or teapot")
+        return kind
+
+    def noun(self, subject: str = "subject") -> str:
+        """What the prompts call a subject."""
+        return self.concepts[subject].initializer_token if self.kind == "object" else PERSON
 
     @property
     def num_steps(self) -> int:

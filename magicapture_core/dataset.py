@@ -18,8 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import TrainConfig
+from .dino import Dino
 from .identity import Likeness, Recogniser
-from .prompts import TEMPLATES, fill
+from .object_terms import ObjectLooks, ObjectTarget
+from .prompts import fill, templates
 from .types import MagiCaptureError, Photos, Portraits, Side, Task, side_of
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ class Batch:
     loss_masks: [B,1,h,w], where the reconstruction counts. face_masks: [B,1,h',w'] at the attention maps' size: the
     subject token's region; the style token's is the rest. landmarks: [B,5,2] in pixels where the subject's face is to
     appear, NaN where the identity term does not apply. target_embeds: [B,M,D], of whom it is to resemble the nearest.
+    objects: the same for things other than faces, B targets, None where the term does not apply.
     """
 
     latents: Tensor
@@ -79,23 +82,26 @@ class Batch:
     face_masks: Tensor
     landmarks: Tensor
     target_embeds: Tensor
+    objects: list[ObjectTarget | None]
 
     @property
     def identity_items(self) -> list[int]:
         """Indices of the items to which the identity term applies."""
-        return (~self.landmarks.isnan().flatten(1).any(1)).nonzero().flatten().tolist()
+        has_face = (~self.landmarks.isnan().flatten(1).any(1)).tolist()
+        return [i for i, target in enumerate(self.objects) if has_face[i] or target is not None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
     """All people and styles, encoded, ready to draw from. concepts: by name.
 
-    likeness: None without a recogniser, and there is no identity term.
+    likeness: None without a recogniser. looks: None without DINO. Without either there is no identity term.
     """
 
     concepts: Mapping[str, EncodedPortraits]
     scaling_factor: float
     likeness: Likeness | None = None
+    looks: ObjectLooks | None = None
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -117,6 +123,8 @@ class Dataset:
         composed items are style photos and count outside it (Eq. 5 and 6): under the composed prompt the style photo is
         the pseudo label. So there its landmarks say where the subject's face is to appear (Eq. 7), if t is below
         identity_max_timestep, and the subject's photos say whose it is. Not in phase 1, which has no such term (Eq. 9).
+        An object's reference items count everywhere (the paper's supplement), and its composed items alone are asked
+        for a likeness.
         """
         generator = item.generator(config.seed)
 
@@ -127,12 +135,14 @@ class Dataset:
         person, style = people[choose(len(people))], styles[choose(len(styles))]
         side = self.concepts[person if item.task == "source" else style]
         photo, mirrored = choose(side.mean.shape[1]), choose(2) if config.flip else 0
-        template = TEMPLATES[item.task][choose(len(TEMPLATES[item.task]))]
+        texts = templates(config.noun(person))[item.task]
+        template = texts[choose(len(texts))]
         timestep = choose(NUM_TIMESTEPS)
         mean, std = side.mean[mirrored, photo], side.std[mirrored, photo]
         latents = (mean + std * torch.randn(mean.shape, generator=generator)) * self.scaling_factor
         noise = torch.randn(mean.shape, generator=generator)
-        face = side.face_masks[mirrored, photo]
+        set_apart = 0 if config.kind == "object" and item.task == "reference" else 1
+        face = side.face_masks[mirrored, photo] * set_apart
         how = config.loss.identity_target
         targets = self.likeness.targets(person, how, choose) if self.likeness else torch.empty(0, 0)
         words = config.concepts[person].placeholder_token, config.concepts[style].placeholder_token
@@ -140,6 +150,9 @@ class Dataset:
         can_resemble = item.phase == "tuning" and item.task in loss.identity_tasks and len(targets) > 0
         is_asked = can_resemble and loss.identity_weight > 0 and timestep < loss.identity_max_timestep
         landmarks = side.landmarks[mirrored, photo] if is_asked else torch.full((5, 2), torch.nan)
+        target = None
+        if self.looks is not None and asks_for_object(config, item, timestep):
+            target = self.looks.target(person, style, mirrored, photo, choose)
         return Batch(
             latents=latents[None],
             noise=noise[None],
@@ -147,10 +160,17 @@ class Dataset:
             prompts=[fill(template, *words)],
             words=[words],
             loss_masks=(face if item.task == "source" else 1 - face)[None],
-            face_masks=side.attention_masks[mirrored, photo][None],
+            face_masks=side.attention_masks[mirrored, photo][None] * set_apart,
             landmarks=landmarks[None],
             target_embeds=targets[None],
+            objects=[target],
         )
+
+
+def asks_for_object(config: TrainConfig, item: ItemKey, timestep: int) -> bool:
+    """Whether the object loss applies to an item: a composed one of phase 2, with less noise than the limit."""
+    is_composed = item.phase == "tuning" and item.task == "composed"
+    return is_composed and config.loss.object_weight > 0 and timestep < config.loss.identity_max_timestep
 
 
 def join(batches: Sequence[Batch]) -> Batch:
@@ -167,12 +187,13 @@ def encode(
     backbone: Backbone,
     photos: Photos,
     config: TrainConfig,
-    recogniser: Recogniser | None = None,
+    recogniser: Recogniser | Dino | None = None,
 ) -> Dataset:
-    """All photos through the VAE, as they are and mirrored; with a recogniser, the people's faces through that.
+    """All photos through the VAE, as they are and mirrored; with a recogniser, the people's faces through that; with
+    DINO, all objects through that.
 
-    Raises MagiCaptureError when a concept has no photo, photos have no word or a word no photos, and for a photo whose
-    mask leaves nothing to learn from.
+    Raises MagiCaptureError when a concept has no photo, photos have no word or a word no photos, for a photo whose
+    mask leaves nothing to learn from, and for a network that is for another kind of subject.
     """
     if photos.keys() != config.concepts.keys():
         raise MagiCaptureError(
@@ -182,20 +203,34 @@ def encode(
     for name, portraits in photos.items():
         if not len(portraits):
             raise MagiCaptureError(f"no {name} photo is left: give at least one photo with a face or a mask")
-    likeness = None
-    if recogniser is not None:
+    check_kind(config, recogniser)
+    likeness = looks = None
+    if isinstance(recogniser, Dino):
+        looks = ObjectLooks.of(recogniser, photos, backbone.vae.device)
+    elif recogniser is not None:
         people = {name: portraits for name, portraits in photos.items() if side_of(name) == "subject"}
         likeness = Likeness.of(recogniser, people, backbone.vae.device)
     concepts = {name: _encode(backbone, photos[name], config) for name in config.concepts}
     for name, encoded in concepts.items():
-        _check_areas(name, encoded.face_masks)
-    return Dataset(concepts=concepts, scaling_factor=backbone.vae.config.scaling_factor, likeness=likeness)
+        _check_areas(name, encoded.face_masks, "face" if config.kind == "person" else "object")
+    scaling_factor = backbone.vae.config.scaling_factor
+    return Dataset(concepts=concepts, scaling_factor=scaling_factor, likeness=likeness, looks=looks)
 
 
-def _check_areas(name: str, face_masks: Tensor) -> None:
+def check_kind(config: TrainConfig, recogniser: Recogniser | Dino | None) -> None:
+    """Raises MagiCaptureError for a network that cannot tell the likeness of this kind of subject."""
+    if recogniser is not None and isinstance(recogniser, Dino) != (config.kind == "object"):
+        raise MagiCaptureError(
+            "kind is person, and object features know no faces: take a face recogniser, or set kind to object"
+            if config.kind == "person"
+            else "kind is object, and a face recogniser knows faces alone: take object features, or set kind to person"
+        )
+
+
+def _check_areas(name: str, face_masks: Tensor, what: str) -> None:
     """face_masks [2,N,1,h,w]. Raises MagiCaptureError for a photo that would teach nothing: none of it counts."""
     is_style = side_of(name) == "style"
-    fault = "nothing but face" if is_style else "no face, or one smaller than a latent cell"
+    fault = f"nothing but {what}" if is_style else f"no {what}, or one smaller than a latent cell"
     for photo, area in enumerate(1 - face_masks[0] if is_style else face_masks[0], 1):
         if not area.any():
             raise MagiCaptureError(f"{name} photo {photo}: its mask holds {fault}; correct the mask or leave it out")

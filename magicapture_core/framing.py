@@ -56,8 +56,8 @@ class Square:
         return replace(face, box=self.points(face.box.reshape(2, 2), size).flatten(), landmarks=landmarks)
 
 
-def frame(box: Tensor, height: int, width: int, share: float) -> Square:
-    """The square that shows a face box [4] at 25-60 % of its height, inside the photo if that can be.
+def frame(box: Tensor, height: int, width: int, share: float, most: float = MOST_SHARE) -> Square:
+    """The square that shows a face box [4] at 25 % to `most` of its height, inside the photo if that can be.
 
     A photo whose largest square does so already loses as little as possible: its middle is kept. A smaller face is cut
     out at `share` of the height. A larger one gets room by padding, just enough.
@@ -68,7 +68,7 @@ def frame(box: Tensor, height: int, width: int, share: float) -> Square:
     if face_side / largest < LEAST_SHARE:
         side, middle = round(face_side / share), ((left + right) / 2, (top + bottom) / 2)
     else:
-        side, middle = max(largest, math.ceil(face_side / MOST_SHARE)), (width / 2, height / 2)
+        side, middle = max(largest, math.ceil(face_side / most)), (width / 2, height / 2)
     return Square(
         left=_start(width, side, left, right, middle[0]),
         top=_start(height, side, top, bottom, middle[1]),

@@ -101,6 +101,44 @@ def load_mask(path: Path) -> Tensor:
     return from_pil(_open(path)[0], background=BLACK).mean(0, keepdim=True)
 
 
+def load_masks(
+    photos: Sequence[tuple[str, Tensor]], masks: Mapping[str, Path]
+) -> tuple[list[tuple[str, Tensor]], list[Tensor | None], list[PhotoNote]]:
+    """Each photo's mask [1,H,W], None where it has none. A photo whose mask cannot be read is left out, with a note."""
+    kept: list[tuple[str, Tensor]] = []
+    found: list[Tensor | None] = []
+    notes: list[PhotoNote] = []
+    for name, image in photos:
+        try:
+            found.append(load_mask(masks[name]) if name in masks else None)
+        except MagiCaptureError as error:
+            notes.append(PhotoNote(file_name=name, used=False, text=f"its mask: {error}"))
+            continue
+        kept.append((name, image))
+    return kept, found, notes
+
+
+def match_masks(photos: Sequence[Path], folder: Path) -> dict[str, Path]:
+    """Name of a photo -> the mask in `folder` of the same stem, where there is one.
+
+    Raises MagiCaptureError when two files share a stem.
+    """
+    masks = _by_stem(list_photos(folder))
+    return {photo.name: masks[stem] for stem, photo in _by_stem(photos).items() if stem in masks}
+
+
+def _by_stem(files: Sequence[Path]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for file in files:
+        if file.stem in found:
+            raise MagiCaptureError(
+                f"{file.parent}: {found[file.stem].name} and {file.name} share the name before the ending, by which "
+                "photos and masks find each other; rename one"
+            )
+        found[file.stem] = file
+    return found
+
+
 def save_image(image: Tensor, path: Path) -> Path:
     """image [3,H,W] or [1,H,W] -> a file of the kind its suffix names, whole or not at all. Returns `path`."""
     picture = to_pil(image)

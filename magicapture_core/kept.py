@@ -21,6 +21,7 @@ from torch import Tensor
 from . import artifact as artifacts
 from .artifact import Artifact
 from .config import TrainConfig
+from .dino import Dino
 from .files import write_atomic
 from .identity import Recogniser
 from .types import LossTerms, MagiCaptureError, Photos
@@ -176,7 +177,7 @@ def result_key(
     backbone: Backbone,
     photos: Photos,
     config: TrainConfig,
-    recogniser: Recogniser | None = None,
+    recogniser: Recogniser | Dino | None = None,
     watch: Watch | None = None,
 ) -> str:
     """A hash of all that decides the result: pixels, masks, weights and settings; with a recogniser, landmarks too;

@@ -38,10 +38,10 @@ TINT, BOX_COLOUR, POINT_COLOUR = torch.tensor([1.0, 0.25, 0.1]), (60, 220, 90), 
 class MaskOptions(Settings):
     """How the face is chosen, framed and masked."""
 
-    shape: Literal["oval", "parsed"] = Field(
+    shape: Literal["oval", "parsed", "own"] = Field(
         default="oval",
         description="oval follows the outline of the face. parsed follows skin and features; it needs facexlib and "
-        "parsing_bisenet.pth in models/facedetection.",
+        "parsing_bisenet.pth in models/facedetection. own takes your masks and looks for no face: for pets and things.",
     )
     face_index: int = Field(
         default=-1,
@@ -65,6 +65,11 @@ class MaskOptions(Settings):
         le=1024,
         description="A photo is left out when its face has fewer pixels and would be enlarged.",
     )
+
+    @property
+    def what(self) -> str:
+        """What the masks hold."""
+        return "subject" if self.shape == "own" else "face"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -122,8 +127,13 @@ def require_portraits(portraits: Portraits | None, notes: Sequence[PhotoNote], s
 
 
 def _find(image: Tensor, mask: Tensor | None, detector: FaceDetector | None, options: MaskOptions) -> _Found:
-    """The face of a photo [3,H,W]: the one that `mask` covers, else the one the options ask for."""
+    """The face of a photo [3,H,W]: the one that `mask` covers, else the one the options ask for; of shape `own`, what
+    the mask covers."""
     mask = None if mask is None else _fit_mask(mask, image)
+    if options.shape == "own":
+        if mask is None:
+            raise MagiCaptureError("no mask for it, which shape own takes as it is")
+        return _Found(face=Face(box=_bounds(mask)), mask=mask, text="your mask")
     faces = detector.detect(image) if detector else []
     wanted = None if options.face_index < 0 else options.face_index
     if mask is not None and wanted is None:
@@ -183,11 +193,13 @@ def _frame(
 ) -> tuple[Tensor, Tensor, Face, str]:
     """-> the square image, its mask, the face in it, and what was done, in words."""
     image = image.float().cpu()
-    square = frame(found.face.box, image.shape[1], image.shape[2], options.face_share)
+    most = 1.0 if options.shape == "own" else MOST_SHARE
+    square = frame(found.face.box, image.shape[1], image.shape[2], options.face_share, most)
     face_size = float(found.face.box[3] - found.face.box[1])
     if square.side < resolution and face_size < options.min_face_size:
         raise MagiCaptureError(
-            f"its face is too small, {face_size:.0f} pixels; the least is min_face_size, {options.min_face_size}"
+            f"its {options.what} is too small, {face_size:.0f} pixels; the least is min_face_size, "
+            f"{options.min_face_size}"
         )
     pixels, face = square.cut(image, resolution), square.face(found.face, resolution)
     if found.mask is not None:
@@ -199,21 +211,21 @@ def _frame(
         mask = _oval(square.points(detector.mesh(image, found.face), resolution), resolution)
     mask = soften(grow_mask(mask, options.grow), options.feather)
     if not (mask > 0.5).any():
-        raise MagiCaptureError(f"its mask is empty in the square around the face (grow is {options.grow})")
-    return pixels, mask, face, _describe(square, face, mask, resolution)
+        raise MagiCaptureError(f"its mask is empty in the square around the {options.what} (grow is {options.grow})")
+    return pixels, mask, face, _describe(square, face, mask, resolution, options.what)
 
 
-def _describe(square: Square, face: Face, mask: Tensor, resolution: int) -> str:
+def _describe(square: Square, face: Face, mask: Tensor, resolution: int, what: str) -> str:
     """What was done to a photo, in words."""
     across, above = square.padding
-    cut = "kept the photo's middle" if square.is_whole_side else "cut out around the face"
+    cut = "kept the photo's middle" if square.is_whole_side else f"cut out around the {what}"
     parts = [f"{cut}, {square.side} pixels"]
     if across or above:
-        parts.append(f"{max(across, above)} of them its edge repeated, since the face fills the photo")
+        parts.append(f"{max(across, above)} of them its edge repeated, since the {what} fills the photo")
     if resolution / square.side >= 1.05:
         parts.append(f"enlarged {resolution / square.side:.1f} times")
     height = float(face.box[3] - face.box[1]) / resolution
-    return ", ".join([*parts, f"face {height:.0%} of the height, mask {float(mask.mean()):.0%} of the square"])
+    return ", ".join([*parts, f"{what} {height:.0%} of the height, mask {float(mask.mean()):.0%} of the square"])
 
 
 # --- masks -----------------------------------------------------------------------------------------------------------

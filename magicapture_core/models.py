@@ -155,6 +155,13 @@ KNOWN_MODELS = (
         commercial_use=False,
     ),
     KnownModel(
+        file="dino_deitsmall16_pretrain.pth",
+        folder="dino",
+        purpose="sees what pets and things look like, for the object loss",
+        licence="Apache-2.0",
+        get="https://github.com/facebookresearch/dino",
+    ),
+    KnownModel(
         file="RealESRGAN_x2plus.pth",
         folder="upscale_models",
         purpose="doubles the size of a picture",

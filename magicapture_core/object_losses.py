@@ -2,13 +2,13 @@
 
 In: DINO's keys [B,N,D] and CLS tokens [B,D] of the predicted picture, of a source and of a reference photo. The caller
 reduces over B. MagiCapture's supplement gives 0.1 L_ssim + 0.2 L_contra + 2 L_style in words (it prints lambda_ssim
-for all three weights, a typo). The exact forms are our reconstruction: those of DiffuseIT's paper, arXiv 2209.15264,
-whose code takes mean squares where L_ssim and L_style have norms here.
+for all three weights, a typo). The exact forms are our reconstruction, those of DiffuseIT, arXiv 2209.15264: mean
+squares, as its code has them, where its paper writes norms. The weights belong to these: a norm over 196 x 196 cosines
+or over 384 features is some hundred times its mean square, and would leave nothing of the other terms.
 """
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,8 +22,9 @@ def self_similarity(keys: Tensor) -> Tensor:
 
 
 def structure(keys: Tensor, target_keys: Tensor) -> Tensor:
-    """L_ssim = ||S(k) - S(k')||_F: what resembles what stays so. keys, target_keys: [B,N,D]. Returns [B], 0..2N."""
-    return torch.linalg.matrix_norm(self_similarity(keys) - self_similarity(target_keys))
+    """L_ssim, the mean of (S(k) - S(k'))^2: what resembles what stays so. keys, target_keys: [B,N,D]. Returns [B],
+    0..4."""
+    return (self_similarity(keys) - self_similarity(target_keys)).square().mean((1, 2))
 
 
 def patch_contrast(keys: Tensor, target_keys: Tensor, temperature: float = TEMPERATURE) -> Tensor:
@@ -37,8 +38,8 @@ def patch_contrast(keys: Tensor, target_keys: Tensor, temperature: float = TEMPE
 
 
 def appearance(cls: Tensor, target_cls: Tensor) -> Tensor:
-    """L_style = ||c - c'||_2: the whole looks like the reference. cls, target_cls: [B,D]. Returns [B]."""
-    return torch.linalg.vector_norm(cls - target_cls, dim=1)
+    """L_style, the mean of (c - c')^2: the whole looks like the reference. cls, target_cls: [B,D]. Returns [B]."""
+    return (cls - target_cls).square().mean(1)
 
 
 def object_loss(keys: Tensor, cls: Tensor, source_keys: Tensor, reference_cls: Tensor) -> Tensor:

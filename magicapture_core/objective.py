@@ -33,7 +33,8 @@ T = TypeVar("T", float, Tensor)
 
 
 class Terms(NamedTuple, Generic[T]):
-    """One value for each term: their weights, an item's or a batch's losses."""
+    """One value for each term: their weights, an item's or a batch's losses. identity: how unlike the subject the
+    prediction is, to a face recogniser or, for an object, to DINO."""
 
     reconstruction: T
     attention: T
@@ -81,7 +82,7 @@ class Objective:
 
     @contextmanager
     def terms(self, batch: Batch, weights: Terms[float]) -> Iterator[Terms[Tensor]]:
-        """Each item's terms, [B]; zero where the weight is, and identity where the batch has no landmarks.
+        """Each item's terms, [B]; zero where the weight is, and identity where the batch asks for no likeness.
 
         Backpropagate inside the block: a checkpointed layer runs again then, and has to read its maps again.
         """
@@ -104,9 +105,9 @@ class Objective:
             attention = identity = prior = torch.zeros_like(reconstruction)
             if weights.attention:
                 attention = self._attention(maps, columns, batch.face_masks.to(self.device))
-            if weights.identity and self.recogniser is not None:
+            if weights.identity and batch.identity_items:
                 latents = predict_x0(noisy_latents, noise_pred.float(), timesteps, self._alphas_cumprod)
-                identity = self._identity(self.recogniser, latents, batch)
+                identity = self._identity(latents, batch)
             if base_pred is not None:
                 prior = losses.masked_reconstruction(noise_pred, base_pred, 1 - loss_masks)
             yield Terms(reconstruction, attention, identity, prior)
@@ -149,20 +150,28 @@ class Objective:
                 self._fixed_embeds[prompt] = encode_prompt(self.backbone, self.vocabulary.encode([prompt]))
         return torch.cat([self._fixed_embeds[prompt] for prompt in prompts])
 
-    def _identity(self, recogniser: Recogniser, latents: Tensor, batch: Batch) -> Tensor:
-        """Eq. 7 of each item's predicted latents, [B]; zero where there is nothing to compare.
+    def _identity(self, latents: Tensor, batch: Batch) -> Tensor:
+        """Eq. 7 of each item's predicted latents, or the object loss in its place, [B]; zero where nothing is asked.
 
         The items that take part have t ~ U(1, T'), and are T'/T of all: divided by that, the mean is Eq. 7's.
         """
         terms = list(latents.new_zeros(len(latents)))
         for index in batch.identity_items:
-            pred_embeds = embed_latents(self._decoder, recogniser, latents[index], batch.landmarks[index])
-            terms[index] = losses.identity(pred_embeds, batch.target_embeds[index].to(self.device)).amin()
+            target = batch.objects[index]
+            terms[index] = (
+                target.loss(self._decoder, latents[index]) if target else self._face(latents[index], batch, index)
+            )
         term, num_timesteps = torch.stack(terms), len(self._alphas_cumprod)
-        term = term * (term <= 1 - self.config.identity_min_cosine)
         if self.config.identity_weighting == "falling":
             term = term * (1 - batch.timesteps.to(term) / num_timesteps).square()
         return term * (num_timesteps / self.config.identity_max_timestep)
+
+    def _face(self, latents: Tensor, batch: Batch, index: int) -> Tensor:
+        """[], Eq. 7 of one item's predicted latents [C,h,w]; zero where the face is not alike enough to compare."""
+        assert self.recogniser is not None  # without one no item has landmarks
+        pred_embeds = embed_latents(self._decoder, self.recogniser, latents, batch.landmarks[index])
+        term = losses.identity(pred_embeds, batch.target_embeds[index].to(self.device)).amin()
+        return term * (term <= 1 - self.config.identity_min_cosine)
 
     def _attention(self, maps: dict[str, Tensor], columns: Tensor, face_masks: Tensor) -> Tensor:
         """Mean over each item's words: the subject's region is the face, the style's all the rest. [B]."""

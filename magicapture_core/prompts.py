@@ -1,7 +1,8 @@
 """Templates of the three tasks. Text in, text out; knows nothing of tokenizers.
 
-Every template holds its placeholders exactly once. The first of each task is the paper's (methods: section 3.3 of
-arXiv 2309.06895); the others say the same in other words, so that the learned words do not cling to one sentence.
+Every template holds its placeholders exactly once, and `{noun}`, the subject's class. The first of each task is the
+paper's (methods: section 3.3 of arXiv 2309.06895); the others say the same in other words, so that the learned words
+do not cling to one sentence.
 """
 
 from __future__ import annotations
@@ -14,40 +15,51 @@ from .types import CONCEPT_PATTERN, MagiCaptureError, Task
 if TYPE_CHECKING:
     from .artifact import Artifact
 
+PERSON = "person"  # the noun of the paper's templates
 TEMPLATES: dict[Task, tuple[str, ...]] = {
     "source": (
-        "A photo of {subject} person",
-        "A portrait of {subject} person",
-        "A close-up photo of {subject} person",
-        "A cropped photo of {subject} person",
-        "A good photo of {subject} person",
-        "A bright photo of {subject} person",
-        "A picture of the face of {subject} person",
-        "A rendition of {subject} person",
+        "A photo of {subject} {noun}",
+        "A portrait of {subject} {noun}",
+        "A close-up photo of {subject} {noun}",
+        "A cropped photo of {subject} {noun}",
+        "A good photo of {subject} {noun}",
+        "A bright photo of {subject} {noun}",
+        "A picture of the face of {subject} {noun}",
+        "A rendition of {subject} {noun}",
     ),
     "reference": (
-        "A photo of a person in the {style} style",
-        "A portrait of a person in the {style} style",
-        "A close-up photo of a person in the {style} style",
-        "A cropped photo of a person in the {style} style",
-        "A good photo of a person in the {style} style",
-        "A picture of a person in the {style} style",
-        "A rendition of a person in the {style} style",
+        "A photo of a {noun} in the {style} style",
+        "A portrait of a {noun} in the {style} style",
+        "A close-up photo of a {noun} in the {style} style",
+        "A cropped photo of a {noun} in the {style} style",
+        "A good photo of a {noun} in the {style} style",
+        "A picture of a {noun} in the {style} style",
+        "A rendition of a {noun} in the {style} style",
     ),
     "composed": (
-        "A photo of a {subject} person in the {style} style",
-        "A portrait of a {subject} person in the {style} style",
-        "A close-up photo of a {subject} person in the {style} style",
-        "A cropped photo of a {subject} person in the {style} style",
-        "A good photo of a {subject} person in the {style} style",
-        "A bright photo of a {subject} person in the {style} style",
-        "A picture of a {subject} person in the {style} style",
-        "A rendition of a {subject} person in the {style} style",
+        "A photo of a {subject} {noun} in the {style} style",
+        "A portrait of a {subject} {noun} in the {style} style",
+        "A close-up photo of a {subject} {noun} in the {style} style",
+        "A cropped photo of a {subject} {noun} in the {style} style",
+        "A good photo of a {subject} {noun} in the {style} style",
+        "A bright photo of a {subject} {noun} in the {style} style",
+        "A picture of a {subject} {noun} in the {style} style",
+        "A rendition of a {subject} {noun} in the {style} style",
     ),
 }
 
 SLOT = rf"\{{({CONCEPT_PATTERN})\}}"
-COMPOSED_PROMPT = TEMPLATES["composed"][0]
+
+
+def templates(noun: str = PERSON) -> dict[Task, tuple[str, ...]]:
+    """The templates of a person, or of what `noun` says, such as a dog or a teapot: that one has no face to ask for."""
+    return {
+        task: tuple(text.replace("{noun}", noun) for text in texts if noun == PERSON or "face" not in text)
+        for task, texts in TEMPLATES.items()
+    }
+
+
+COMPOSED_PROMPT = templates()["composed"][0]
 
 
 def fill(template: str, subject: str, style: str) -> str:

@@ -17,12 +17,13 @@ from . import kohya
 from .artifact import NAME_LENGTH, Artifact, check_name
 from .config import TrainConfig
 from .dataset import encode
+from .dino import Dino
 from .estimate import Estimate, estimate
 from .identity import Likeness, Recogniser
 from .images import save_image
 from .kept import Kept, Result, Told, result_key
 from .memory import is_out_of_memory
-from .prompts import TEMPLATES
+from .prompts import templates
 from .trainer import DTYPES, Run, TrainStep, reopened, train
 from .types import MagiCaptureError, Photos
 from .watch import Watch
@@ -48,7 +49,7 @@ def personalize(
     folder: Path,
     save: Callable[[Artifact], list[Path]],
     key: str = "",
-    recogniser: Recogniser | None = None,
+    recogniser: Recogniser | Dino | None = None,
     device: torch.device | str = "cpu",
     resume: bool = True,
     on_estimate: Callable[[Estimate], None] = lambda estimate: None,
@@ -59,7 +60,8 @@ def personalize(
     """Encode, invert, tune, save. The backbone is moved to the device and the configuration's precision.
 
     folder: keeps the state and the result of this name. save: puts the artifact where it belongs, returns its files.
-    key: the `result_key` of these inputs, from a caller who has it: computing it reads every weight.
+    key: the `result_key` of these inputs, from a caller who has it: computing it reads every weight. recogniser: of
+    faces, or DINO for an object.
     on_step may look at the live run, and raise whatever it likes to stop: the state is then on the disk, as it is when
     a loss is not a number, and the next call with the same inputs and `resume` goes on from it, bit for bit. Where
     memory runs out, the same run goes on by itself with less of it, which `say` tells. watch: when the run is looked
@@ -246,6 +248,6 @@ def to_artifact(run: Run, name: str) -> Artifact:
         tokens=tuple(run.tokens()),
         lora=kohya.to_kohya(kohya.UNET, layers["unet"]) | kohya.to_kohya(kohya.TEXT_ENCODER, layers["text_encoder"]),
         config=run.config.model_dump(mode="json"),
-        templates={task: list(templates) for task, templates in TEMPLATES.items()},
+        templates={task: list(texts) for task, texts in templates(run.config.noun()).items()},
         rank_split=run.config.rank_split if layers["unet"] else {},
     )

@@ -8,7 +8,6 @@ import tomllib
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from . import artifact as artifacts
@@ -17,6 +16,7 @@ from .config import PRESETS, TrainConfig, parse_config
 from .types import MagiCaptureError, PhotoNote, Photos, Side, concept_name, side_of
 
 if TYPE_CHECKING:
+    from .dino import Dino
     from .identity import Recogniser
     from .trainer import TrainStep
 
@@ -30,6 +30,7 @@ class Cancelled(Exception):
 
 def train(arguments: Namespace) -> Result:
     from . import recipe
+    from .dataset import check_kind
     from .faces import load_face_detector
     from .kept import Kept
     from .taesd import load_taesd
@@ -37,12 +38,13 @@ def train(arguments: Namespace) -> Result:
 
     artifacts.check_name(arguments.name)
     config = read_config(arguments)
-    photos, photo_notes = read_photos(arguments, config.resolution)
+    photos, photo_notes = read_photos(arguments, config)
     config = with_words_for(photos, config)
     backbone = read_backbone(arguments.checkpoint)
     backbone.taesd = load_taesd(arguments.taesd) if arguments.taesd else None
     folder = arguments.output / "magicapture" / arguments.name
-    recogniser, notes = read_recogniser(arguments.recogniser, photos)
+    recogniser, notes = read_recogniser(arguments, photos)
+    check_kind(config, recogniser)
     with progress(config.num_steps, "training") as bar, stoppable() as stopped:
 
         def on_step(step: TrainStep) -> None:
@@ -64,7 +66,7 @@ def train(arguments: Namespace) -> Result:
         watch = Watch(
             every=arguments.look_every or max(1, config.num_steps // LOOKS),
             patience=arguments.patience,
-            detector=load_face_detector() if recogniser else None,
+            detector=load_face_detector() if arguments.recogniser else None,
             on_sampling=lambda *_: stop_if_asked(),
         )
         result = recipe.personalize(
@@ -116,6 +118,9 @@ def read_config(arguments: Namespace) -> TrainConfig:
         flags["seed"] = arguments.seed
     if arguments.taesd is not None:
         flags["loss"] = {"identity_decoder": "taesd"}
+    if arguments.object is not None:
+        subject = {**TrainConfig().subject.model_dump(), **values.get("subject", {})}
+        flags |= {"kind": "object", "subject": {**subject, "initializer_token": arguments.object}}
     return parse_config(merge(values, flags))
 
 
@@ -128,7 +133,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def read_photos(arguments: Namespace, resolution: int) -> tuple[Photos, list[PhotoNote]]:
+def read_photos(arguments: Namespace, config: TrainConfig) -> tuple[Photos, list[PhotoNote]]:
     """The folders of every person and style, framed, with what became of each photo."""
     photos, notes = {}, []
     for side in get_args(Side):
@@ -137,7 +142,9 @@ def read_photos(arguments: Namespace, resolution: int) -> tuple[Photos, list[Pho
             raise MagiCaptureError(f"--{side}-masks: give it once for each --{side}, in the same order, or not at all")
         for number, folder in enumerate(folders, 1):
             masks_folder = masks[number - 1] if masks else None
-            photos[concept_name(side, number)], said = read_portraits(folder, masks_folder, resolution, side)
+            photos[concept_name(side, number)], said = read_portraits(
+                folder, masks_folder, config.resolution, side, config.kind
+            )
             notes += said
     return photos, notes
 
@@ -149,12 +156,17 @@ def with_words_for(photos: Photos, config: TrainConfig) -> TrainConfig:
     return config
 
 
-def read_recogniser(file: Path | None, photos: Photos) -> tuple[Recogniser | None, list[str]]:
-    """The network for the identity loss, and notes on the photos that it cannot use."""
+def read_recogniser(arguments: Namespace, photos: Photos) -> tuple[Recogniser | Dino | None, list[str]]:
+    """The network for the identity loss, or for that of an object, and notes on the photos that it cannot use."""
+    from .dino import load_dino
     from .likeness import check_targets
     from .recognisers import load_recogniser
 
-    return (load_recogniser(file), check_targets(photos)) if file else (None, [])
+    if arguments.recogniser and arguments.object_features:
+        raise MagiCaptureError("--recogniser is for a person, --object-features for an object: leave one of them out")
+    if arguments.object_features:
+        return load_dino(arguments.object_features), []
+    return (load_recogniser(arguments.recogniser), check_targets(photos)) if arguments.recogniser else (None, [])
 
 
 @contextmanager

@@ -272,7 +272,8 @@ class Run:
         loss = self.config.loss
         if phase == "inversion":
             return Terms(1.0, 0.0, 0.0, 0.0)
-        return Terms(1.0, loss.attention_weight, loss.identity_weight, loss.prior_weight)
+        likeness_weight = loss.object_weight if self.config.kind == "object" else loss.identity_weight
+        return Terms(1.0, loss.attention_weight, likeness_weight, loss.prior_weight)
 
     def backward(self, batch: Batch, phase: Phase, share: float) -> Tensor:
         """Add the gradient of one forward pass, each item weighing `share`. Returns the terms, each its weighed sum."""

@@ -107,8 +107,8 @@ class LossTerms:
     """The terms of Eq. 10 before and after weighting, means over the items of a step.
 
     total = reconstruction + attention_weight * attention + identity_weight * identity + prior_weight * prior, each
-    weight 0 in a phase that does not have the term. identity is zero where it does not apply; num_identity counts the
-    items to which it did.
+    weight 0 in a phase that does not have the term. identity, an object's with object_weight, is zero where it does not
+    apply; num_identity counts the items to which it did.
     """
 
     reconstruction: float

@@ -16,7 +16,7 @@ from torch import Tensor
 from .heatmaps import AttentionRecord, overlay
 from .images import contact_sheet
 from .likeness import embed_face
-from .prompts import TEMPLATES, fill
+from .prompts import fill, templates
 from .types import Task
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Watch:
         """[3,H,W] from the task's first prompt, and by word where each of its words looks, of the same size."""
         config = run.config
         words = [config.concepts[name].placeholder_token for name in (person, style)]
-        prompt = fill(TEMPLATES[task][0], *words)
+        prompt = fill(templates(config.noun(person))[task][0], *words)
         record = AttentionRecord([word for word in words if word in prompt])
         size = (config.resolution, config.resolution)
         images = run.preview(

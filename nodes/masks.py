@@ -58,8 +58,8 @@ class FaceMask(io.ComfyNode):
                 io.Mask.Input(
                     "masks",
                     optional=True,
-                    tooltip="Your own face masks, white = face, one per photo. They replace the painted ones, and "
-                    "then no face network is needed. A black mask means: find the face.",
+                    tooltip="Your own masks, white = face, or the object where shape is own; one per photo. They "
+                    "replace the painted ones, and then no face network is needed. A black mask means: find the face.",
                 ),
                 io.String.Input(
                     "file_names",
@@ -93,7 +93,8 @@ class FaceMask(io.ComfyNode):
         values = settings_values(MaskOptions.model_validate({}), {name: value[0] for name, value in widgets.items()})
         options = MaskOptions.model_validate(values)
         own_masks = match_masks(masks, len(photos))
-        detector = face_detector(required=own_masks is None or not all(mask.any() for mask in own_masks))
+        required = own_masks is None or not all(mask.any() for mask in own_masks)
+        detector = None if options.shape == "own" else face_detector(required)
         parser = face_parser() if options.shape == "parsed" else None
         portraits, notes = prepare_portraits(photos, resolution[0], detector, options, own_masks, parser)
         portraits = require_portraits(portraits, notes, "images")

@@ -53,6 +53,8 @@ WIDGETS = {  # id -> folded away; saved workflows hold values by position, so ne
     "inversion_pull_norm": True,
     "optimizer": True,
     "loss_identity_decoder": True,
+    "kind": False,
+    "loss_object_weight": True,
 }
 
 

@@ -27,6 +27,7 @@ ArtifactType = io.Custom("MAGICAPTURE")
 SettingsType = io.Custom("MAGICAPTURE_SETTINGS")
 FacesType = io.Custom("MAGICAPTURE_FACES")
 FaceRecognitionType = io.Custom("FACE_RECOGNITION")
+ObjectFeaturesType = io.Custom("OBJECT_FEATURES")
 ConceptsType = io.Custom("MAGICAPTURE_CONCEPTS")
 
 SCHEMA_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}

@@ -21,6 +21,7 @@ from .sockets import (
     ConceptsType,
     FaceRecognitionType,
     FacesType,
+    ObjectFeaturesType,
     SettingsType,
     checkpoint_inputs,
     schema,
@@ -31,6 +32,7 @@ from .weights import plain_backbone
 
 if TYPE_CHECKING:
     from ..magicapture_core.artifact import Artifact
+    from ..magicapture_core.dino import Dino
     from ..magicapture_core.identity import Recogniser
     from ..magicapture_core.kept import Result
     from ..magicapture_core.types import Photos
@@ -102,6 +104,13 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
                     optional=True,
                     tooltip="Further people and styles in the same training, from Another Person or Style.",
                 ),
+                ObjectFeaturesType.Input(
+                    "object_features",
+                    optional=True,
+                    tooltip="From Load Object Features, where the settings' kind is object: the object loss then pulls "
+                    "the composed picture's object to the subject's shape and the style's look. Without it there is no "
+                    "such loss.",
+                ),
             ],
             outputs=[
                 ArtifactType.Output(display_name="artifact", tooltip="For Composed Prompt Sampler."),
@@ -139,7 +148,9 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
         face_recognition: Recogniser | None = None,
         patience: int = 0,
         more: list[Concept] | None = None,
+        object_features: Dino | None = None,
     ) -> io.NodeOutput:
+        from ..magicapture_core.dataset import check_kind
         from ..magicapture_core.likeness import check_targets
         from ..magicapture_core.watch import Watch
 
@@ -147,6 +158,8 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
         style = Concept(side="style", images=style_images, masks=style_masks, faces=style_faces)
         with torch.inference_mode(False), torch.enable_grad():
             photos, config, notes = to_photos([subject, style], more or [], settings or parse_config({}))
+            for network in (face_recognition, object_features):
+                check_kind(config, network)
             if face_recognition is not None:
                 notes += check_targets(photos)
             progress = Progress(cls.hidden.unique_id, config, folders.runs_folder(name))
@@ -164,7 +177,7 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
                 name=name,
                 progress=progress,
                 train_again=train_again,
-                recogniser=face_recognition,
+                recogniser=face_recognition or object_features,
                 watch=watch,
             )
             samples = progress.samples()
@@ -188,7 +201,7 @@ def train(
     name: str,
     progress: Progress,
     train_again: bool,
-    recogniser: Recogniser | None,
+    recogniser: Recogniser | Dino | None,
     watch: Watch,
 ) -> tuple[Result, Artifact]:
     """The kept result of these very inputs, or a training. The graphics card is empty before and after."""

@@ -104,7 +104,7 @@ def make_parser() -> argparse.ArgumentParser:
     world.add_argument("picture", type=Path, nargs="?", help="file to write, such as world.png")
     world.add_argument("--timing", action="store_true", help="print pictures per second for each canvas")
     world.set_defaults(run=run_world)
-    samples = commands.add_parser("samples", help="draw the pack's eight sample pictures")
+    samples = commands.add_parser("samples", help="draw the pack's sample pictures")
     samples.add_argument("folder", type=Path, nargs="?", default=SAMPLES)
     samples.set_defaults(run=run_samples)
     pretrain = commands.add_parser("pretrain", help="train all models; goes on where it stopped")

@@ -1,4 +1,5 @@
-"""Draws the pack's eight sample pictures: four photos of one invented person, and four people in one style."""
+"""Draws the pack's sample pictures: four photos of one invented person, and four people in one style; four photos of
+one cat, and four cats in one style, smaller, with masks."""
 
 from __future__ import annotations
 
@@ -10,11 +11,12 @@ from PIL import Image
 
 from .background import apply_tone, paint_background
 from .draw import Array, Canvas
-from .parameters import Identity, Look, Nuisance, Setting
+from .parameters import CatIdentity, Identity, Look, Nuisance, Setting
 from .portrait import Subject, paint_subject
 from .world import SUPERSAMPLE, shrink
 
 HEIGHT, WIDTH = 768, 640
+SMALL = 3  # times smaller are the cats, for the archive's sake
 
 PERSON = Identity(
     skin=0.40, undertone=0.60, width=0.45, chin=0.50, jaw=0.42, cheeks=0.45, eye_distance=0.48, eye_size=0.72,
@@ -35,6 +37,12 @@ SUN = Setting(
     tone="warm", framing="normal", offset=0.0,
 )  # fmt: skip
 NEUTRAL = replace(SUN, tone="neutral", pattern_scale=0.5, pattern_color="white")
+CAT = CatIdentity(
+    fur=0.45, warmth=0.95, width=0.55, cheeks=0.60, ear_size=0.60, ear_spread=0.55, eye_distance=0.50, eye_size=0.75,
+    eye_hue=0.60, stripes=0.95, patch=0.20, muzzle=0.55, nose=0.15, whiskers=0.60,
+)  # fmt: skip
+NIGHT = replace(SUN, background="purple", pattern="dots", pattern_color="pink", tone="cool")
+STYLE_CATS = (3, 8, 11, 14)
 STYLE_PEOPLE = (32, 28, 20, 38)  # seeds whose faces stand well beside each other
 
 
@@ -91,19 +99,66 @@ def style_shots() -> list[Shot]:
     ]
 
 
-def paint_shot(shot: Shot) -> Array:
+def object_shots() -> list[Shot]:
+    """One cat, in front of other walls, in other poses and light."""
+    settings = [
+        replace(NEUTRAL, background="blue", pattern="plain"),
+        replace(NEUTRAL, background="green", pattern="checks", pattern_angle=0.5),
+        replace(NEUTRAL, background="grey", pattern="stripes", pattern_angle=1.1),
+        replace(NEUTRAL, background="pink", pattern="dots", pattern_angle=0.0),
+    ]
+    poses = [
+        Nuisance(turn=-0.25, light_side=-0.5),
+        Nuisance(turn=0.7, roll=-0.10, mouth_open=0.6, light_side=0.7),
+        Nuisance(turn=-0.8, nod=0.4, roll=0.09, gaze=-0.5),
+        Nuisance(turn=0.3, nod=-0.4, light_side=0.3),
+    ]
+    places = [(0.42, 0.45, 0.20), (0.40, 0.47, 0.18), (0.44, 0.46, 0.21), (0.41, 0.44, 0.17)]
+    return [
+        Shot(Subject(identity=CAT, look=HOME, nuisance=pose), setting, *spot)
+        for setting, pose, spot in zip(settings, poses, places, strict=True)
+    ]
+
+
+def object_style_shots() -> list[Shot]:
+    """Four other cats, all with the same collar, background and tone."""
+    poses = [Nuisance(turn=0.3), Nuisance(turn=-0.5, roll=0.05), Nuisance(roll=-0.05), Nuisance(turn=0.6)]
+    cats = [CatIdentity.draw(np.random.default_rng(seed)) for seed in STYLE_CATS]
+    return [
+        Shot(Subject(identity=who, look=STAGE, nuisance=pose), NIGHT, 0.4167, 0.47, 0.18)
+        for who, pose in zip(cats, poses, strict=True)
+    ]
+
+
+def paint_shot(shot: Shot, smaller: int = 1) -> Array:
     """One photo as [3,H,W] in 0..1."""
-    height = HEIGHT * SUPERSAMPLE
-    canvas = Canvas(height, WIDTH * SUPERSAMPLE)
+    canvas = Canvas(HEIGHT // smaller * SUPERSAMPLE, WIDTH // smaller * SUPERSAMPLE)
     paint_background(canvas, shot.setting)
-    paint_subject(canvas, shot.x * height, shot.y * height, shot.scale * height, shot.subject)
+    _paint(canvas, shot)
     planes = shrink(canvas.planes[:3])
     apply_tone(planes, shot.setting, shot.subject.nuisance.exposure)
     return planes
 
 
+def paint_mask(shot: Shot, smaller: int = 1) -> Array:
+    """Where the subject is, all of it: [H,W] in 0..1. It hides what differs between a white and a black ground."""
+    grounds = []
+    for colour in (0, 1):
+        canvas = Canvas(HEIGHT // smaller * SUPERSAMPLE, WIDTH // smaller * SUPERSAMPLE)
+        canvas.planes[:3] = colour
+        _paint(canvas, shot)
+        grounds.append(shrink(canvas.planes[:3]))
+    return 1 - (grounds[1] - grounds[0]).max(0)
+
+
+def _paint(canvas: Canvas, shot: Shot) -> None:
+    height = canvas.height
+    paint_subject(canvas, shot.x * height, shot.y * height, shot.scale * height, shot.subject)
+
+
 def draw_samples(folder: Path) -> list[Path]:
-    """Writes person_1..4.jpg and style_1..4.jpg and returns their paths."""
+    """Writes person_1..4.jpg, style_1..4.jpg, object_1..4.jpg and object-style_1..4.jpg, these two with masks in a
+    folder of their own, and returns the paths of the pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, shots in (("person", person_shots()), ("style", style_shots())):
@@ -111,4 +166,12 @@ def draw_samples(folder: Path) -> list[Path]:
             pixels = (paint_shot(shot).transpose(1, 2, 0) * 255).round().astype(np.uint8)
             paths.append(folder / f"{name}_{number}.jpg")
             Image.fromarray(pixels).save(paths[-1], quality=90)
+    (folder / "masks").mkdir(exist_ok=True)
+    for name, shots in (("object", object_shots()), ("object-style", object_style_shots())):
+        for number, shot in enumerate(shots, 1):
+            pixels = (paint_shot(shot, SMALL).transpose(1, 2, 0) * 255).round().astype(np.uint8)
+            paths.append(folder / f"{name}_{number}.jpg")
+            Image.fromarray(pixels).save(paths[-1], quality=78)
+            mask = Image.fromarray((paint_mask(shot, SMALL) > 0.5).astype(np.uint8) * 255)
+            mask.convert("1").save(folder / "masks" / f"{name}_{number}.png", optimize=True)
     return paths

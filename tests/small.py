@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from magicapture_core.config import TrainConfig, parse_config
+from magicapture_core.dino import Dino
 from magicapture_core.identity import Recogniser
 from magicapture_core.types import Face, Portraits
 
@@ -49,6 +50,16 @@ class SmallRecogniser(Recogniser):
 
     def forward(self, faces: torch.Tensor) -> torch.Tensor:
         return F.normalize(self.matrix(self.convolution(faces).tanh().flatten(1)), dim=1)
+
+
+def small_dino(grid_size: int = 4) -> Dino:
+    """Two blocks on 32 px, every weight drawn."""
+    dino = Dino(64, 2, 8, grid_size)
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in dino.named_parameters():
+        is_scale = "norm" in name and name.endswith("weight")
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2 + float(is_scale)
+    return dino.eval().requires_grad_(False)
 
 
 def weights(*modules: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -90,8 +90,9 @@ def test_every_workflow_runs(server: ComfyServer) -> None:
         workflow = load(path)
         prompt = to_prompt(workflow, info, SMALL)
         for node in [node for node in prompt.values() if node["class_type"] == "TrainMagiCaptureLoRA"]:
-            widgets = defaults(info, "MagiCaptureSettings") | SETTINGS
-            prompt["settings"] = {"class_type": "MagiCaptureSettings", "inputs": widgets}
+            shipped, _ = node["inputs"].get("settings", ("", 0))
+            widgets = prompt[shipped]["inputs"] if shipped else defaults(info, "MagiCaptureSettings")
+            prompt["settings"] = {"class_type": "MagiCaptureSettings", "inputs": widgets | SETTINGS}
             node["inputs"]["settings"] = ["settings", 0]
         run = server.run(prompt)
         for number, node in prompt.items():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from magicapture_core.__main__ import build_parser, main
@@ -21,6 +22,7 @@ from magicapture_core.kept import TERMS
 from magicapture_core.train_command import read_config
 from magicapture_core.types import MagiCaptureError
 from tests import onnx_files
+from tests.small import small_dino
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "magicapture_core" / "tiny" / "samples"
@@ -208,6 +210,41 @@ def test_a_preset_for_the_tiny_model_is_refused(photos, tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.startswith("magicapture train: --preset: ")
     assert said.count("\n") == 1
+
+
+def test_a_pet_is_called_by_its_word(photos, tmp_path, capsys):
+    """With DINO; the file keeps its sentences, and pictures are made from them by default."""
+    save_file(small_dino().state_dict(), tmp_path / "dino.safetensors")
+    more = ("--object", "cat", "--object-features", str(tmp_path / "dino.safetensors"), "--json")
+    assert main(train_arguments(photos, tmp_path, *STEPS, *more)) == 0
+    trained = json.loads(capsys.readouterr().out)
+    sampling = ("--lora", trained["lora"], "--output", str(tmp_path / "out"), "--num-steps", "1", "--device", "cpu")
+    assert main(["generate", *sampling, "--count", "1", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["prompt"] == "A photo of a {subject} cat in the {style} style"
+    arguments = build_parser().parse_args(train_arguments(photos, tmp_path, "--object", "cat"))
+    assert read_config(arguments).subject.placeholder_token == "<subject>"
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (("--object-features", "dino.pth", "--recogniser", "r50.onnx"), "leave one of them out"),
+        (("--object", "person"), "subject.initializer_token"),
+    ],
+)
+def test_what_does_not_go_with_an_object_is_one_line(photos, tmp_path, capsys, more, named):
+    assert main(train_arguments(photos, tmp_path, *more)) == 2
+    said = capsys.readouterr().err
+    assert named in said
+    assert said.count("\n") == 1
+
+
+def test_an_object_needs_masks(photos, tmp_path, capsys):
+    arguments = train_arguments(photos, tmp_path, "--object", "cat")
+    at = arguments.index("--subject-masks")
+    assert main(arguments[:at] + arguments[at + 2 :]) == 2
+    assert "--subject-masks: give a folder" in capsys.readouterr().err
 
 
 def test_a_misspelt_setting_is_named(photos, tmp_path, capsys):

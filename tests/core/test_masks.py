@@ -36,6 +36,23 @@ def twins(astronaut: Tensor) -> Tensor:
     return picture
 
 
+def test_shape_own_takes_the_mask_alone(detector: FaceDetector, astronaut: Tensor) -> None:
+    """A person in front of the pet: her face is not taken for it. And a mask that fills the photo needs no padding."""
+    mask = torch.zeros(1, 512, 512)
+    mask[:, :, 50:450] = 1
+    own = MaskOptions(shape="own")
+    photos = [("pet.jpg", astronaut), ("none.jpg", astronaut)]
+    portraits, notes = prepare_portraits(photos, 64, detector, own, [mask, None])
+    assert portraits is not None
+    assert [face.file_name for face in portraits.faces] == ["pet.jpg"]
+    assert portraits.faces[0].box.tolist() == [6.25, 0, 56.25, 64]
+    assert "its edge" not in notes[0].text
+    assert notes[1].text.startswith("no mask for it")
+    faces, _ = prepare_portraits(photos[:1], 64, detector, PLAIN, [mask])
+    assert faces is not None
+    assert faces.faces[0].landmarks is not None
+
+
 # --- with the networks -----------------------------------------------------------------------------------------------
 
 

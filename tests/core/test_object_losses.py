@@ -23,8 +23,8 @@ def test_self_similarity_by_hand():
 
 
 def test_structure_by_hand():
-    """The two patches have the cosines 0 and .6: sqrt(.6^2 + .6^2), the diagonals being 1."""
-    assert structure(KEYS, TARGET_KEYS).item() == pytest.approx(0.6 * math.sqrt(2))
+    """The two patches have the cosines 0 and .6, the diagonals being 1: (.6^2 + .6^2) / 4."""
+    assert structure(KEYS, TARGET_KEYS).item() == pytest.approx(0.18)
 
 
 def test_patch_contrast_by_hand():
@@ -36,14 +36,14 @@ def test_patch_contrast_by_hand():
 
 
 def test_appearance_by_hand():
-    """(1, 2) and (4, 6) lie sqrt(9 + 16) apart."""
-    assert appearance(CLS, TARGET_CLS).item() == 5
+    """(1, 2) and (4, 6): (9 + 16) / 2."""
+    assert appearance(CLS, TARGET_CLS).item() == 12.5
 
 
 def test_the_sum_by_hand():
-    """.1 * .848528 + .2 * contrast + 2 * 5; cosines 1 .6 / 0 .8 at .07: log(1 + e^(-.4/.07)), log(1 + e^(-.8/.07))."""
+    """.1 * .18 + .2 * contrast + 2 * 12.5; cosines 1 .6 / 0 .8 at .07: log(1 + e^(-.4/.07)), log(1 + e^(-.8/.07))."""
     contrast = (math.log1p(math.exp(-0.4 / 0.07)) + math.log1p(math.exp(-0.8 / 0.07))) / 2
-    expected = 0.1 * 0.6 * math.sqrt(2) + 0.2 * contrast + 2 * 5
+    expected = 0.1 * 0.18 + 0.2 * contrast + 2 * 12.5
     assert object_loss(KEYS, CLS, TARGET_KEYS, TARGET_CLS).item() == pytest.approx(expected)
 
 
@@ -51,7 +51,7 @@ def test_the_structure_of_moved_and_turned_keys_is_the_same():
     """Only what resembles what counts: a rotation of all keys changes nothing, another order of the patches does."""
     keys, (turn, _) = drawn(2, 5, 8), torch.linalg.qr(drawn(8, 8, seed=1))
     assert structure(keys @ turn * 3, keys).abs().max() < 1e-12
-    assert (structure(keys.flip(1), keys) > 0.1).all()
+    assert (structure(keys.flip(1), keys) > 0.01).all()
 
 
 def test_the_contrast_asks_for_the_same_place():
@@ -65,15 +65,6 @@ def test_a_batch_is_its_samples_alone():
     given = drawn(2, 5, 8), drawn(2, 8, seed=1), drawn(2, 5, 8, seed=2), drawn(2, 8, seed=3)
     alone = [object_loss(*(tensor[i : i + 1] for tensor in given)) for i in range(2)]
     torch.testing.assert_close(object_loss(*given), torch.cat(alone))
-
-
-def test_at_the_target_the_gradient_is_a_number():
-    """A norm has no derivative at zero; torch's is zero there."""
-    keys, cls = drawn(1, 3, 4).requires_grad_(), drawn(1, 4).requires_grad_()
-    (structure(keys, keys.detach()) + appearance(cls, cls.detach())).sum().backward()
-    assert keys.grad is not None
-    assert cls.grad is not None
-    assert keys.grad.abs().max() == cls.grad.abs().max() == 0
 
 
 def test_the_gradient_is_that_of_finite_differences():

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from magicapture_core.prompts import TEMPLATES
+from magicapture_core.prompts import templates
 from portraitbench import world
 from portraitbench.captions import MAX_WORDS, describe, vocabulary, words_of
 from portraitbench.draw import Canvas, Patch
@@ -171,7 +171,7 @@ def test_captions_hold_only_known_words_and_fit_the_text_encoder(pictures: list[
 def test_the_vocabulary_holds_the_training_templates_and_every_word_is_used() -> None:
     used = {word for index in range(3000) for word in words_of(_caption(index))}
     assert set(vocabulary()) - used == set()
-    for template in itertools.chain(*TEMPLATES.values()):
+    for template in itertools.chain(*templates().values()):
         words = words_of(template.replace("{subject}", "").replace("{style}", ""))
         assert not set(words) - set(vocabulary()), template
 

@@ -43,11 +43,28 @@ def run_face_mask(pack, images, resolution=64, masks=None, file_names=None, **op
     return masks_module.FaceMask.execute(images=images, masks=masks, file_names=file_names, **widgets).args
 
 
+def check_masks_lie_in_a_folder_of_their_own(pack):
+    """By the name before the ending; black where there is none; an edit makes the node run again."""
+    photos, folder = module(pack, "nodes.photos"), input_folder("masked")
+    (folder / "masks").mkdir(exist_ok=True)
+    for name in ("a.jpg", "b.jpg"):
+        Image.new("RGB", (40, 30), "gray").save(folder / name)
+    before = photos.LoadPhotos.fingerprint_inputs("masked")
+    Image.new("L", (40, 30), 255).save(folder / "masks" / "b.png")
+    images, names, _, masks = photos.LoadPhotos.execute("masked").args
+    assert names == ["a.jpg", "b.jpg"]
+    assert [tuple(mask.shape) for mask in masks] == [(1, 30, 40)] * 2
+    assert [float(mask.mean()) for mask in masks] == [0, 1]
+    assert len(images) == 2
+    assert photos.LoadPhotos.fingerprint_inputs("masked") != before
+
+
 def check_samples_give_portraits(pack):
     """A fresh install: the pack's pictures come through Load Photos and Face Mask, all of them, on both sides."""
     photos = module(pack, "nodes.photos")
-    for folder in photos.SAMPLES:
-        images, names, report = photos.LoadPhotos.execute(folder).args
+    for folder in ("sample: person", "sample: style"):
+        images, names, report, given = photos.LoadPhotos.execute(folder).args
+        assert not any(mask.any() for mask in given)
         assert len(images) == len(names) == 4
         assert all(image.shape[0] == 1 and image.shape[-1] == 3 for image in images)
         squares, masks, faces, overlay, report = run_face_mask(pack, images, 512, file_names=names)
@@ -72,7 +89,7 @@ def check_odd_files_are_named(pack):
     Image.fromarray(np.full((40, 60), 65535, np.uint16)).save(folder / "deep.png")
     (folder / "broken.jpg").write_bytes(b"no picture")
     (folder / "notes.txt").write_text("not a photo")
-    images, names, report = photos.LoadPhotos.execute("odd").args
+    images, names, report, _ = photos.LoadPhotos.execute("odd").args
     shapes = dict(zip(names, (tuple(image.shape[1:]) for image in images), strict=True))
     assert shapes == {
         "clear.png": (40, 60, 3),
@@ -148,7 +165,7 @@ def check_counts_must_fit(pack):
 def check_photos_without_a_face(pack):
     """Noise beside a sample: the sample is used, the noise is named; noise alone is refused by name."""
     photos = module(pack, "nodes.photos")
-    images, names, _ = photos.LoadPhotos.execute("sample: person").args
+    images, names, *_ = photos.LoadPhotos.execute("sample: person").args
     noise = torch.rand(1, 200, 200, 3, generator=torch.Generator().manual_seed(0))
     squares, *_, report = run_face_mask(pack, [images[0], noise], file_names=[names[0], "noise.png"])
     assert len(squares) == 1
