@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from .prompts import PERSON
-from .types import MagiCaptureError, Side, Task, concept_name
+from .types import MagiCaptureError, Side, concept_name
 
 Kind = Literal["person", "object"]
 Preset = Literal["quick", "standard", "paper", "tiny"]
@@ -185,7 +185,15 @@ class TuningConfig(PhaseConfig):
     )
     lora_learning_rate: float = Field(default=1e-4, gt=0, le=0.1, description="Learning rate of the LoRA.")
     weight_decay: float = Field(default=1e-3, ge=0, le=1, description="AdamW's weight decay in phase 2.")
-    tasks: tuple[Task, ...] = Field(
+    class_images: int = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        description="Prior preservation as in DreamBooth: before the training the model makes so many pictures of the "
+        "subject's class, such as person, and every step holds one, so that not everybody becomes the subject. 200 are "
+        "customary; a step takes a third longer. 0 leaves it out.",
+    )
+    tasks: tuple[Literal["source", "reference", "composed"], ...] = Field(
         default=("source", "reference", "composed"),
         min_length=1,
         description="What every step holds one item of: the subject's photo, the style's photo, and the style's "
@@ -194,7 +202,7 @@ class TuningConfig(PhaseConfig):
 
     @field_validator("tasks")
     @classmethod
-    def _distinct(cls, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
+    def _distinct(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(tasks)) < len(tasks):
             raise ValueError("each task once")  # an item is drawn by its task's name: twice would be the same item
         return tasks

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from itertools import chain
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,7 +70,7 @@ class Batch:
     words: of each item, the learned words of its person and its style, whether its prompt holds them or not.
     loss_masks: [B,1,h,w], where the reconstruction counts. face_masks: [B,1,h',w'] at the attention maps' size: the
     subject token's region; the style token's is the rest. landmarks: [B,5,2] in pixels where the subject's face is to
-    appear, NaN where the identity term does not apply. target_embeds: [B,M,D], of whom it is to resemble the nearest.
+    appear, NaN where the identity term does not apply. target_embeds: B times [M,D], whose nearest it is to resemble.
     objects: the same for things other than faces, B targets, None where the term does not apply.
     """
 
@@ -81,7 +82,7 @@ class Batch:
     loss_masks: Tensor
     face_masks: Tensor
     landmarks: Tensor
-    target_embeds: Tensor
+    target_embeds: list[Tensor]
     objects: list[ObjectTarget | None]
 
     @property
@@ -95,13 +96,15 @@ class Batch:
 class Dataset:
     """All people and styles, encoded, ready to draw from. concepts: by name.
 
-    likeness: None without a recogniser. looks: None without DINO. Without either there is no identity term.
+    likeness: None without a recogniser. looks: None without DINO. Without either there is no identity term. classes:
+    by noun, what the untouched model shows of it; empty where it is not asked.
     """
 
     concepts: Mapping[str, EncodedPortraits]
     scaling_factor: float
     likeness: Likeness | None = None
     looks: ObjectLooks | None = None
+    classes: Mapping[str, EncodedPortraits] = field(default_factory=dict)
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -124,7 +127,7 @@ class Dataset:
         the pseudo label. So there its landmarks say where the subject's face is to appear (Eq. 7), if t is below
         identity_max_timestep, and the subject's photos say whose it is. Not in phase 1, which has no such term (Eq. 9).
         An object's reference items count everywhere (the paper's supplement), and its composed items alone are asked
-        for a likeness.
+        for a likeness. Items of the class are the untouched model's own pictures and count everywhere.
         """
         generator = item.generator(config.seed)
 
@@ -133,9 +136,10 @@ class Dataset:
 
         people, styles = self.names("subject"), self.names("style")
         person, style = people[choose(len(people))], styles[choose(len(styles))]
-        side = self.concepts[person if item.task == "source" else style]
+        noun = config.noun(person)
+        side = self.classes[noun] if item.task == "class" else self.concepts[person if item.task == "source" else style]
         photo, mirrored = choose(side.mean.shape[1]), choose(2) if config.flip else 0
-        texts = templates(config.noun(person))[item.task]
+        texts = templates(noun)[item.task]
         template = texts[choose(len(texts))]
         timestep = choose(NUM_TIMESTEPS)
         mean, std = side.mean[mirrored, photo], side.std[mirrored, photo]
@@ -159,10 +163,10 @@ class Dataset:
             timesteps=torch.tensor([timestep]),
             prompts=[fill(template, *words)],
             words=[words],
-            loss_masks=(face if item.task == "source" else 1 - face)[None],
+            loss_masks=(face if item.task in ("source", "class") else 1 - face)[None],
             face_masks=side.attention_masks[mirrored, photo][None] * set_apart,
             landmarks=landmarks[None],
-            target_embeds=targets[None],
+            target_embeds=[targets],
             objects=[target],
         )
 
@@ -188,9 +192,10 @@ def encode(
     photos: Photos,
     config: TrainConfig,
     recogniser: Recogniser | Dino | None = None,
+    classes: Mapping[str, Portraits] = MappingProxyType({}),
 ) -> Dataset:
     """All photos through the VAE, as they are and mirrored; with a recogniser, the people's faces through that; with
-    DINO, all objects through that.
+    DINO, all objects through that. classes: what `class_images` made.
 
     Raises MagiCaptureError when a concept has no photo, photos have no word or a word no photos, for a photo whose
     mask leaves nothing to learn from, and for a network that is for another kind of subject.
@@ -214,7 +219,13 @@ def encode(
     for name, encoded in concepts.items():
         _check_areas(name, encoded.face_masks, "face" if config.kind == "person" else "object")
     scaling_factor = backbone.vae.config.scaling_factor
-    return Dataset(concepts=concepts, scaling_factor=scaling_factor, likeness=likeness, looks=looks)
+    return Dataset(
+        concepts=concepts,
+        scaling_factor=scaling_factor,
+        likeness=likeness,
+        looks=looks,
+        classes={noun: _encode(backbone, portraits, config) for noun, portraits in classes.items()},
+    )
 
 
 def check_kind(config: TrainConfig, recogniser: Recogniser | Dino | None) -> None:
@@ -278,7 +289,9 @@ def _binary(masks: Tensor, size: tuple[int, int]) -> Tensor:
 
 def step_items(config: TrainConfig, phase: str, step: int) -> list[ItemKey]:
     """The items of one optimizer step: `accumulate` groups of one item of each task."""
-    tasks: Sequence[Task] = ("source", "reference") if phase == "inversion" else config.tuning.tasks
+    tasks: Sequence[Task] = ("source", "reference")
+    if phase == "tuning":
+        tasks = (*config.tuning.tasks, "class") if config.tuning.class_images else config.tuning.tasks
     return [
         ItemKey(phase=phase, step=step, group=group, task=task) for group in range(config.accumulate) for task in tasks
     ]

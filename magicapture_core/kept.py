@@ -131,6 +131,11 @@ class Kept:
         return result if result and result.key == self.key and not _missing(result) else None
 
     @property
+    def classes(self) -> Path:
+        """Folder of the untouched model's pictures of the class, until the run is over."""
+        return self.folder / f"class-{self.key[:16]}"
+
+    @property
     def _candidates(self) -> Path:
         return self.folder / f"candidates-{self.key[:16]}"
 
@@ -147,10 +152,11 @@ class Kept:
             return artifacts.load(files[0]) if files else None  # the LoRA's name is the shortest
 
     def drop_work(self) -> None:
-        """State and candidates, which only an unfinished run needs, and what a kill left of a state half written."""
+        """State, candidates and class pictures, which only an unfinished run needs, and what a kill left of a state."""
         for path in (self.state_file, *self.folder.glob(f".{self.state_file.stem}-*")):
             path.unlink(missing_ok=True)
-        shutil.rmtree(self._candidates, ignore_errors=True)
+        for folder in (self._candidates, self.classes):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def missing_files(folder: Path) -> list[str]:

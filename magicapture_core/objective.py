@@ -113,9 +113,10 @@ class Objective:
             yield Terms(reconstruction, attention, identity, prior)
 
     def _open_gates(self, prompts: list[str], inside: ExitStack) -> None:
-        """Of split adapters, each item goes through those whose word its prompt holds."""
+        """Of split adapters, each item goes through those whose word its prompt holds; one of the class through all."""
         if self.ranks:
             held = torch.tensor([[word in prompt for word in self.ranks] for prompt in prompts])
+            held |= ~held.any(1, keepdim=True)
             gates = held.repeat_interleave(torch.tensor([*self.ranks.values()]), 1).to(self.device)
             for model in (self.backbone.unet, self.backbone.text_encoder):
                 inside.enter_context(lora.gated(model, gates))
@@ -185,4 +186,4 @@ class Objective:
         terms = [self.attention_loss(probs[:, index], region) for index, region in enumerate(regions)]
         present = columns.any(-1)  # [B,K], whether the prompt holds the word
         exists = torch.stack([region.flatten(1).any(1) for region in regions], 1)  # it may vanish on a coarse grid
-        return (torch.stack(terms, 1) * (present & exists)).sum(1) / present.sum(1)
+        return (torch.stack(terms, 1) * (present & exists)).sum(1) / present.sum(1).clamp(min=1)

@@ -1,4 +1,4 @@
-"""Templates of the three tasks. Text in, text out; knows nothing of tokenizers.
+"""Templates of the tasks. Text in, text out; knows nothing of tokenizers.
 
 Every template holds its placeholders exactly once, and `{noun}`, the subject's class. The first of each task is the
 paper's (methods: section 3.3 of arXiv 2309.06895); the others say the same in other words, so that the learned words
@@ -45,6 +45,16 @@ TEMPLATES: dict[Task, tuple[str, ...]] = {
         "A bright photo of a {subject} {noun} in the {style} style",
         "A picture of a {subject} {noun} in the {style} style",
         "A rendition of a {subject} {noun} in the {style} style",
+    ),
+    "class": (
+        "A photo of a {noun}",
+        "A portrait of a {noun}",
+        "A close-up photo of a {noun}",
+        "A cropped photo of a {noun}",
+        "A good photo of a {noun}",
+        "A bright photo of a {noun}",
+        "A picture of a {noun}",
+        "A rendition of a {noun}",
     ),
 }
 

@@ -15,6 +15,7 @@ import torch
 
 from . import kohya
 from .artifact import NAME_LENGTH, Artifact, check_name
+from .class_images import class_images
 from .config import TrainConfig
 from .dataset import encode
 from .dino import Dino
@@ -83,7 +84,9 @@ def personalize(
         kept.drop_work()
 
     def attempt(config: TrainConfig) -> Result:
-        dataset = encode(backbone, photos, config, recogniser)
+        on_sampling = watch.on_sampling if watch else lambda step, num_steps: None
+        classes = class_images(backbone, config, kept.classes, on_sampling)
+        dataset = encode(backbone, photos, config, recogniser, classes)
         on_estimate(estimate(backbone, dataset, config))
         state, told = kept.load_state()
         looking = Looking(watch=watch, likeness=dataset.likeness, config=config, told=told, kept=kept, say=say)

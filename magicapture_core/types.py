@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # install.py uses this module where torch may be missing
 
 Side = Literal["subject", "style"]
 CONCEPT_PATTERN = r"(?:subject|style)(?:_(?:[2-9]|[1-9][0-9]))?"  # what `concept_name` makes
-Task = Literal["source", "reference", "composed"]
+Task = Literal["source", "reference", "composed", "class"]
 
 SD1, TINY = "stable-diffusion-v1", "magicapture-tiny"  # architectures, as they stand in a shared file
 

@@ -55,6 +55,7 @@ WIDGETS = {  # id -> folded away; saved workflows hold values by position, so ne
     "loss_identity_decoder": True,
     "kind": False,
     "loss_object_weight": True,
+    "tuning_class_images": True,
 }
 
 

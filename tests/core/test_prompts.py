@@ -5,7 +5,7 @@ from magicapture_core.artifact import Artifact
 from magicapture_core.prompts import TEMPLATES, fill, fill_prompt, templates
 from magicapture_core.types import MagiCaptureError, Token
 
-HOLDS = {"source": (1, 0), "reference": (0, 1), "composed": (1, 1)}
+HOLDS = {"source": (1, 0), "reference": (0, 1), "composed": (1, 1), "class": (0, 0)}
 
 
 @pytest.mark.parametrize("task", HOLDS)
@@ -20,6 +20,7 @@ def test_a_person_has_the_papers_sentences():
         "A photo of {subject} person",
         "A photo of a person in the {style} style",
         "A photo of a {subject} person in the {style} style",
+        "A photo of a person",
     ]
 
 
