@@ -166,6 +166,26 @@ def check_out_of_memory_is_one_line_and_the_next_queue_goes_on(pack, loaded):
     assert min(step for step in steps.seen if step) == 2, steps.seen
 
 
+def check_more_people_and_styles_join_the_training(pack, loaded):
+    """A person and a style from two chained nodes: a word and an embedding for each, called as told or by number."""
+    import folder_paths
+
+    train = module(pack, "nodes.train").TrainMagiCaptureLoRA.PREPARE_CLASS_CLONE(None)
+    another, given = module(pack, "nodes.concepts").AnotherConcept, inputs(pack, loaded, name="friends")
+    photos = {"images": given["style_images"], "masks": given["style_masks"]}
+    person = another.execute(kind="person", **photos, placeholder_token="<bob>", initializer_token="man").args[0]
+    both = another.execute(kind="style", **photos, placeholder_token="", initializer_token="", more=person).args[0]
+    artifact = train.execute(**given, more=both).args[0]
+    assert {token.name: (token.placeholder, token.initializer) for token in artifact.tokens} == {
+        "subject": ("<subject>", "person"),
+        "subject_2": ("<bob>", "man"),
+        "style": ("<style>", ""),
+        "style_2": ("<style_2>", ""),
+    }
+    folder = Path(folder_paths.get_folder_paths("embeddings")[0])
+    assert {path.stem for path in folder.glob("friends_*")} == {f"friends_{token.name}" for token in artifact.tokens}
+
+
 def check_other_models_are_refused(pack, loaded):
     """An inpainting UNet and a v-prediction model, in one line each, before anything is trained."""
     import comfy.model_base
