@@ -5,7 +5,6 @@ Without features it is W0: one subject photo, the whole picture counts, the word
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +12,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from magicapture_core import __version__
-from magicapture_core.backbone import Backbone, tiny
+from magicapture_core.backbone import TINY_FOLDER, Backbone, load_tokenizer, noise_scheduler
 from magicapture_core.config import TrainConfig, parse_config
 from magicapture_core.dataset import Dataset, EncodedPortraits
 from magicapture_core.faces import ARCFACE_POINTS
@@ -24,6 +23,7 @@ from magicapture_core.identity import ARCFACE_SIZE, Likeness
 from magicapture_core.iresnet import BLOCKS, NUM_FEATURES, IResNet
 from magicapture_core.ldm import SCALING_FACTOR
 from magicapture_core.trainer import open_run
+from magicapture_core.types import SD1
 
 from .checkpoint import read_unet
 from .workload import DTYPES, LEARNING_RATE, MAX_GRAD_NORM, PIXELS_PER_LATENT, RANK, Conditions, Contender, Workload
@@ -89,22 +89,29 @@ def settings(workload: Workload) -> TrainConfig:
 
 
 def random_backbone(unet: Any, workload: Workload) -> Backbone:
-    """The UNet beside parts that are only as large as the workload needs: SD1.5's where they act, else tiny ones."""
+    """The UNet beside the parts that the workload needs, of SD1.5's size; what plays no part in it takes no memory."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    small = tiny()
+    tokenizer = load_tokenizer(TINY_FOLDER / "tokenizer")
     text_acts = {"words", "text encoder"} & set(workload.features)
     text = CLIPTextConfig(
-        vocab_size=len(small.tokenizer),
+        vocab_size=len(tokenizer),
         hidden_size=unet.config.cross_attention_dim,
         intermediate_size=3072,
         num_hidden_layers=12 if text_acts else 0,  # text is precomputed elsewhere, so here it costs nothing
         num_attention_heads=12,
-        bos_token_id=small.tokenizer.bos_token_id,
-        eos_token_id=small.tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
     )
-    vae = random_vae() if {"identity", "identity always"} & set(workload.features) else small.vae
-    return dataclasses.replace(small, unet=unet, text_encoder=CLIPTextModel(text), vae=vae)
+    decodes = {"identity", "identity always"} & set(workload.features)
+    return Backbone(
+        unet=unet,
+        vae=random_vae() if decodes else nn.Identity(),
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        noise_scheduler=noise_scheduler(),
+        architecture=SD1,
+    )
 
 
 def random_vae() -> Any:
