@@ -16,6 +16,7 @@ NUM_PAIRS = 16  # what a comparison needs; of fewer it is not measured
 STYLE_SLACK = 0.02
 LEAKAGE_SHARE = 0.5
 COMPOSED_GAIN = 0.05
+CHANCE_SLACK = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +62,11 @@ def bars(lines: Sequence[Mapping[str, Any]]) -> Iterator[Bar]:
         figure=leakage_taken(lines) if ("without_ar", "subject_leakage") in ahead else None,
         least=LEAKAGE_SHARE,
     )
-    above = {(row.method, row.metric): row.hi for row in differences(lines, "untouched") if row.n >= NUM_PAIRS}
+    chance = {(row.method, row.metric): row.lo for row in differences(lines, "untouched") if row.n >= NUM_PAIRS}
     yield Bar(
-        name="chance above the CSIM of the split style alone, upper end",
-        figure=above.get(("split", "style_only_csim")),
-        least=0.0,
+        name="CSIM of the split style alone: chance less that, lower end",
+        figure=chance.get(("split", "style_only_csim")),
+        least=-CHANCE_SLACK,
     )
     yield Bar(name="CSIM that composed prompts add", figure=figure("without_cp", "csim", "mean"), least=COMPOSED_GAIN)
 

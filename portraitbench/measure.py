@@ -96,7 +96,7 @@ def find_landmarks(detector: FaceDetector, image: Tensor) -> Tensor | None:
 
 
 def likeness(made: Reading, photos: Reading, who: AnyIdentity, truth: Reading) -> dict[str, float]:
-    """csim: as of the function. detection: share with a face.
+    """csim, detection: as of the functions.
 
     trait_error: mean distance of the identity parameters that the face judge reads to the true ones, 0..1, over the
     faces found. truth_distance: energy distance between these pictures and the true composed ones, in what the judges
@@ -107,7 +107,7 @@ def likeness(made: Reading, photos: Reading, who: AnyIdentity, truth: Reading) -
     distance = (made.traits[made.seen] - target)[:, shows].abs().mean() if made.seen.any() else torch.tensor(torch.nan)
     return {
         "csim": csim(made, photos),
-        "detection": float(made.seen.float().mean()),
+        "detection": detection(made),
         "trait_error": float(distance),
         "truth_distance": energy_distance(joint(made), joint(truth)),
     }
@@ -116,6 +116,11 @@ def likeness(made: Reading, photos: Reading, who: AnyIdentity, truth: Reading) -
 def csim(made: Reading, photos: Reading) -> float:
     """Mean cosine to the photos' faces, a picture without a face counting 0."""
     return float((made.embeddings @ photos.embeddings[photos.seen].T).mean())
+
+
+def detection(made: Reading) -> float:
+    """Share of the pictures that show a face."""
+    return float(made.seen.float().mean())
 
 
 def joint(reading: Reading) -> Tensor:

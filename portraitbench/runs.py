@@ -33,7 +33,7 @@ from magicapture_core.trainer import open_run, train
 from magicapture_core.types import Face, MagiCaptureError, Portraits, Side
 
 from . import world
-from .measure import EDITS, Judges, csim, leakage, likeness, obeyed, read, style_likeness
+from .measure import EDITS, Judges, csim, detection, leakage, likeness, obeyed, read, style_likeness
 from .methods import COMPOSED, METHODS, STYLE_ONLY
 from .nets import WEIGHTS, load_net, load_tiny
 from .pictures import CACHE, to_arrays
@@ -47,8 +47,8 @@ SIZE = 64
 # What a run's figures depend on: the stages of the core that train and sample, the world, the measures, all weights.
 CORE_STAGES = (
     "attention", "backbone", "config", "dataset", "diffusion", "face_nets", "faces", "halves", "heatmaps", "identity",
-    "kohya", "lora", "losses", "objective", "prompts", "restore", "sampler", "small_recognisers", "tflite", "tokens",
-    "trainer", "vocabulary",
+    "kohya", "lora", "losses", "objective", "optimizers", "prompts", "restore", "sampler", "small_recognisers",
+    "tflite", "tokens", "trainer", "vocabulary",
 )  # fmt: skip
 ONLY_TELL = ("__main__", "bars", "check", "demo", "report", "samples", "sheet", "table", "tune")
 
@@ -131,14 +131,18 @@ def measure_run(run: Run) -> dict[str, Any]:
     made = generate(bench.backbone, artifact, COMPOSED, record=record, **options)
     save_image(strip(made), run.picture)
     alone = generate(bench.backbone, style_alone(artifact), STYLE_ONLY, **options)
-    references = [photos(run, side).unseen for side in ("subject", "style")] + [true_pictures(run).unseen]
-    seen = read(bench.judges, made)
-    of_person, of_style, of_truth = (read(bench.judges, to_arrays(pictures).tensor()) for pictures in references)
+    owner = replace(run, pair=run.style_pair)  # whose training the style comes from
+    references = [photos(run, "subject"), photos(run, "style"), photos(owner, "subject"), true_pictures(run)]
+    seen, seen_alone = read(bench.judges, made), read(bench.judges, alone)
+    of_person, of_style, of_owner, of_truth = (
+        read(bench.judges, to_arrays(pictures.unseen).tensor()) for pictures in references
+    )
     who, how = world.identity(run.split, run.pair), world.style(run.split, run.style_pair)
     figures |= likeness(seen, of_person, who, of_truth)
     figures |= style_likeness(seen, of_style, how, who)
     figures |= leakage(record, seen, SIZE, *words)
-    figures["style_only_csim"] = csim(read(bench.judges, alone), of_person)
+    figures |= {"owner_csim": csim(seen, of_owner), "style_only_csim": csim(seen_alone, of_owner)}
+    figures["style_only_detection"] = detection(seen_alone)
     for edit, (text, _) in EDITS.items():
         edited = generate(bench.backbone, artifact, COMPOSED + text, **{**options, "num_images": EDITED})
         figures[edit] = obeyed(edit, read(bench.judges, edited))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import replace
 
 import pytest
@@ -140,6 +141,26 @@ def test_an_older_line_is_the_run_that_it_was():
     run = runs.Run(method="dreambooth", pair=2, seed=1)
     older = {name: value for name, value in vars(run).items() if name != "attention_factor"}
     assert runs.Run.of({**older, "figures": {}}) == run
+
+
+DECIDES_NOTHING = {  # reached by the trainer and the sampler, and of no weight in a run of the bench
+    "artifact", "dino", "files", "images", "ldm", "metadata", "models", "object_losses", "object_terms", "types",
+}  # fmt: skip
+
+
+def test_every_stage_that_decides_a_figure_is_in_the_tables_key():
+    """All that the trainer, the sampler and what reads their work import of the core, and what these import."""
+    reached, ahead = set(), ["trainer", "sampler", "halves", "heatmaps"]
+    while ahead:
+        if (name := ahead.pop()) not in reached:
+            reached.add(name)
+            tree = ast.parse((runs.CORE / f"{name}.py").read_text(encoding="utf-8"))
+            found = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1]
+            names = [
+                name for node in found for name in ([node.module] if node.module else [a.name for a in node.names])
+            ]
+            ahead += [name for name in names if name and (runs.CORE / f"{name}.py").is_file()]
+    assert reached - DECIDES_NOTHING <= set(runs.CORE_STAGES)
 
 
 def test_a_changed_source_is_another_table(monkeypatch, tmp_path):

@@ -91,7 +91,7 @@ def test_rivals_and_split_adapters_have_small_tables_of_their_own(tmp_path):
     assert [row.split(" | ")[0] for row in means[4:] if row] == [
         "| untouched model", "| MagiCapture", "| split adapters"
     ]  # fmt: skip
-    assert means[2].endswith("| CSIM of style-only pictures (less) | faces found |")
+    assert means[2].endswith("| CSIM of style-only pictures (less) | faces found in those |")
     assert {row["method"] for row in json.loads((tmp_path / "table.json").read_text())["ahead"]} == {
         "untouched",
         "split",
