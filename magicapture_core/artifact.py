@@ -151,7 +151,7 @@ def _own_metadata(artifact: Artifact, layers: Mapping[str, Any]) -> dict[str, st
     return {
         **write_content(content),
         **modelspec(artifact.architecture, "lora", artifact.name, artifact.config),
-        "modelspec.usage_hint": f"With the two embedding files, write in the prompt: {words}",
+        "modelspec.usage_hint": f"With the embedding files, write in the prompt: {words}",
         **training_fields(
             artifact.architecture,
             artifact.name,

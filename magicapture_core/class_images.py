@@ -5,7 +5,7 @@ In: an untouched backbone. Out: its own pictures of each class, as files, so tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,20 +29,26 @@ def class_images(
 ) -> dict[str, Portraits]:
     """Noun -> `tuning.class_images` pictures of it, of which all counts. Only those that the folder lacks are made.
 
-    on_step(step, num_steps) is called while they are; what it raises leaves the finished ones behind.
+    folder: of `Kept.classes`, that of the very same model, nouns, seed and size. on_step(step, num_steps) is called
+    while they are made, counting over all of them; what it raises leaves the finished ones behind.
     """
-    if not config.tuning.class_images:
-        return {}
-    nouns = dict.fromkeys(config.noun(name) for name in config.concepts if side_of(name) == "subject")
-    found: dict[str, Portraits] = {}
-    for number, noun in enumerate(nouns):
-        files = [folder / f"{number}-{index:04d}.png" for index in range(config.tuning.class_images)]
-        for index, file in enumerate(files):
-            if not file.is_file():
-                save_image(_make(backbone, noun, config, index, on_step), file)
-        images = torch.stack([load_photo(file) for file in files])
-        found[noun] = Portraits(images=images, masks=torch.ones_like(images[:, :1]))
-    return found
+    files = {
+        noun: [folder / f"{number}-{index:04d}.png" for index in range(config.tuning.class_images)]
+        for number, noun in enumerate(class_nouns(config))
+    }
+    missing = [(noun, index) for noun in files for index, file in enumerate(files[noun]) if not file.is_file()]
+    for done, (noun, index) in enumerate(missing):
+
+        def count(step: int, num_steps: int, done: int = done) -> None:
+            on_step(done * num_steps + step, len(missing) * num_steps)
+
+        save_image(_make(backbone, noun, config, index, count), files[noun][index])
+    return {noun: _read(made) for noun, made in files.items() if made}
+
+
+def class_nouns(config: TrainConfig) -> list[str]:
+    """What the subjects are, each once."""
+    return list(dict.fromkeys(config.noun(name) for name in config.concepts if side_of(name) == "subject"))
 
 
 def _make(
@@ -58,3 +64,8 @@ def _make(
         size=(side, side),
         on_step=on_step,
     )[0]
+
+
+def _read(files: Sequence[Path]) -> Portraits:
+    images = torch.stack([load_photo(file) for file in files])
+    return Portraits(images=images, masks=torch.ones(1, 1, 1, 1).expand_as(images[:, :1]))

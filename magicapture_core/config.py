@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from .prompts import PERSON
 from .types import MagiCaptureError, Side, concept_name
@@ -65,6 +66,11 @@ class LoraConfig(Settings):
         description="joint: one update holds person and style. split: each has its own half, of this rank, in one file "
         "of twice the rank; their strengths can then be set apart, and the style be shared without the person.",
     )
+
+    @property
+    def rank_split(self) -> dict[Side, int]:
+        """The people's and the styles' share of the file's rank, in order; empty while they share it all."""
+        return {"subject": self.lora_rank, "style": self.lora_rank} if self.adapters == "split" else {}
 
 
 class LossConfig(Settings):
@@ -188,7 +194,7 @@ class TuningConfig(PhaseConfig):
     class_images: int = Field(
         default=0,
         ge=0,
-        le=1000,
+        le=500,
         description="Prior preservation as in DreamBooth: before the training the model makes so many pictures of the "
         "subject's class, such as person, and every step holds one, so that not everybody becomes the subject. 200 are "
         "customary; a step takes a third longer. 0 leaves it out.",
@@ -276,6 +282,13 @@ class TrainConfig(Settings):
         """What the prompts call a subject."""
         return self.concepts[subject].initializer_token if self.kind == "object" else PERSON
 
+    @model_validator(mode="after")
+    def _told_apart(self) -> TrainConfig:
+        words = [word.placeholder_token for word in self.concepts.values()]
+        if twice := [word for word in dict.fromkeys(words) if words.count(word) > 1]:
+            raise ValueError(f"two people or styles have the same placeholder_token {twice[0]}: rename one")
+        return self
+
     @property
     def num_steps(self) -> int:
         """Optimizer steps of both phases."""
@@ -292,17 +305,14 @@ class TrainConfig(Settings):
             concept_name(side, number): word for side, words in sides.items() for number, word in enumerate(words, 1)
         }
 
-    @property
-    def rank_split(self) -> dict[str, int]:
-        """Each concept's share of the file's rank, in order; empty while they share it all."""
-        return dict.fromkeys(self.concepts, self.lora.lora_rank) if self.lora.adapters == "split" else {}
-
     def with_another(self, side: Side, placeholder_token: str = "", initializer_token: str = "") -> TrainConfig:
         """The same with the word of one more person or style, by default <subject_2> and so on, and like the first."""
         first, more = getattr(self, side), getattr(self, f"more_{side}s")
+        taken = {word.placeholder_token for word in self.concepts.values()}
+        numbered = (f"<{concept_name(side, number)}>" for number in count(len(more) + 2))
         word = {
             **first.model_dump(),
-            "placeholder_token": placeholder_token or f"<{concept_name(side, len(more) + 2)}>",
+            "placeholder_token": placeholder_token or next(word for word in numbered if word not in taken),
             "initializer_token": initializer_token or first.initializer_token,
         }
         return parse_config({**self.model_dump(), f"more_{side}s": (*more, word)})

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -192,22 +191,14 @@ def encode(
     photos: Photos,
     config: TrainConfig,
     recogniser: Recogniser | Dino | None = None,
-    classes: Mapping[str, Portraits] = MappingProxyType({}),
 ) -> Dataset:
     """All photos through the VAE, as they are and mirrored; with a recogniser, the people's faces through that; with
-    DINO, all objects through that. classes: what `class_images` made.
+    DINO, all objects through that.
 
-    Raises MagiCaptureError when a concept has no photo, photos have no word or a word no photos, for a photo whose
-    mask leaves nothing to learn from, and for a network that is for another kind of subject.
+    Raises MagiCaptureError as `check_photos` does, for a photo whose mask leaves nothing to learn from, and for a
+    network that is for another kind of subject.
     """
-    if photos.keys() != config.concepts.keys():
-        raise MagiCaptureError(
-            f"photos are given of {', '.join(photos)}, and the settings have words for {', '.join(config.concepts)}: "
-            "make them the same"
-        )
-    for name, portraits in photos.items():
-        if not len(portraits):
-            raise MagiCaptureError(f"no {name} photo is left: give at least one photo with a face or a mask")
+    check_photos(photos, config)
     check_kind(config, recogniser)
     likeness = looks = None
     if isinstance(recogniser, Dino):
@@ -219,13 +210,24 @@ def encode(
     for name, encoded in concepts.items():
         _check_areas(name, encoded.face_masks, "face" if config.kind == "person" else "object")
     scaling_factor = backbone.vae.config.scaling_factor
-    return Dataset(
-        concepts=concepts,
-        scaling_factor=scaling_factor,
-        likeness=likeness,
-        looks=looks,
-        classes={noun: _encode(backbone, portraits, config) for noun, portraits in classes.items()},
-    )
+    return Dataset(concepts=concepts, scaling_factor=scaling_factor, likeness=likeness, looks=looks)
+
+
+def with_classes(dataset: Dataset, backbone: Backbone, classes: Photos, config: TrainConfig) -> Dataset:
+    """The same with the pictures of `class_images`, by noun."""
+    return replace(dataset, classes={noun: _encode(backbone, made, config) for noun, made in classes.items()})
+
+
+def check_photos(photos: Photos, config: TrainConfig) -> None:
+    """Raises MagiCaptureError when a concept has no photo, photos have no word, or a word has no photos."""
+    if photos.keys() != config.concepts.keys():
+        raise MagiCaptureError(
+            f"photos are given of {', '.join(photos)}, and the settings have words for {', '.join(config.concepts)}: "
+            "make them the same"
+        )
+    for name, portraits in photos.items():
+        if not len(portraits):
+            raise MagiCaptureError(f"no {name} photo is left: give at least one photo with a face or a mask")
 
 
 def check_kind(config: TrainConfig, recogniser: Recogniser | Dino | None) -> None:

@@ -94,6 +94,8 @@ class Dino(nn.Module):
         self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv2d(3, width, patch_size, patch_size)))
         self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
         self.norm = nn.LayerNorm(width, EPSILON)
+        for name, values in (("mean", MEAN), ("std", STD)):
+            self.register_buffer(name, torch.tensor(values, device="cpu")[:, None, None], persistent=False)
 
     def forward(self, images: Tensor) -> DinoFeatures:
         height, width = images.shape[-2:]
@@ -102,8 +104,7 @@ class Dino(nn.Module):
                 f"DINO: a picture of {width} x {height} does not divide into patches of {self.patch_size}; resize it "
                 f"to {self.input_size} x {self.input_size}"
             )
-        mean, std = (images.new_tensor(values)[:, None, None] for values in (MEAN, STD))
-        patches = self.patch_embed((images - mean) / std)
+        patches = self.patch_embed((images - self.mean) / self.std)
         tokens = torch.cat([self.cls_token.expand(len(images), -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
         x, keys = tokens + self._positions(patches.shape[-2], patches.shape[-1]), tokens
         for block in self.blocks:

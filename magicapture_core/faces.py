@@ -247,7 +247,8 @@ def warp(images: Tensor, matrix: Tensor, size: int, *, shrink: int = 1, padding:
         images = F.avg_pool2d(images, shrink)
     steps = torch.arange(size, device=images.device, dtype=images.dtype) + 0.5
     centres = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).reshape(1, -1, 2)
-    points = transform(centres, invert(matrix.to(images)))
+    # inverted where it is, mostly on the CPU: a device would wait for all that was asked of it before
+    points = transform(centres, invert(matrix).to(images, non_blocking=True))
     grid = points / points.new_tensor([width, height]) * 2 - 1
     grid = grid.reshape(len(images), size, size, 2)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode=padding, align_corners=False)

@@ -57,7 +57,11 @@ def place(beside: Path, path: Path) -> None:
         raise
     except OSError:  # a file system without links, such as exFAT: for a moment the file is there and empty
         path.touch(exist_ok=False)
-        os.replace(beside, path)
+        try:
+            os.replace(beside, path)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
 
 
 def read_weights(path: Path) -> Any:

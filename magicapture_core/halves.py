@@ -1,4 +1,4 @@
-"""Split adapters, after the training: a person and a style in one file, each with its own part of the rank.
+"""Split adapters, after the training: people and styles in one file, each side with its own part of the rank.
 
 In: artifacts. Out: artifacts, with a part scaled, taken out, or joined with that of another run. A sum of two low-rank
 updates is one of the sum of their ranks, up = [up_1 up_2], down = [down_1; down_2]: so nothing is lost on the way.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import accumulate
+from typing import get_args
 
 import torch
 
@@ -24,7 +26,7 @@ def scaled(artifact: Artifact, strengths: Mapping[Side, float]) -> Artifact:
     """
     if all(strength == 1 for strength in strengths.values()):
         return artifact
-    factors = torch.cat([torch.full((rank,), strengths[side_of(name)]) for name, rank in _ranks(artifact).items()])
+    factors = torch.cat([torch.full((rank,), strengths[side]) for side, rank in _ranks(artifact).items()])
     return replace(
         artifact,
         lora={
@@ -34,15 +36,14 @@ def scaled(artifact: Artifact, strengths: Mapping[Side, float]) -> Artifact:
 
 
 def extract(artifact: Artifact, side: Side, name: str) -> Artifact:
-    """One side alone: its words and its part of the LoRA. Raises MagiCaptureError when the file does not hold it."""
+    """One side alone: its words and its half of the LoRA. Raises MagiCaptureError when the file does not hold it."""
     ranks = _ranks(artifact)
-    kept = {name: rank for name, rank in ranks.items() if side_of(name) == side}
-    if not kept:
+    if side not in ranks:
         raise MagiCaptureError(f"{artifact.name} holds no {side}, only the {' and '.join(ranks)}")
-    half = torch.cat([torch.full((rank,), name in kept) for name, rank in ranks.items()])
-    share = sum(kept.values()) / len(half)
+    end = dict(zip(ranks, accumulate(ranks.values()), strict=True))[side]
+    half = slice(end - ranks[side], end)
     layers = {
-        key: LoraLayer(down=layer.down[half], up=layer.up[:, half], alpha=layer.alpha * share)
+        key: LoraLayer(down=layer.down[half], up=layer.up[:, half], alpha=layer.alpha * ranks[side] / len(layer.down))
         for key, layer in read_layers(artifact.lora).items()
     }
     return replace(
@@ -50,7 +51,7 @@ def extract(artifact: Artifact, side: Side, name: str) -> Artifact:
         name=name,
         tokens=tuple(token for token in artifact.tokens if side_of(token.name) == side),
         lora=write_layers(layers),
-        rank_split=kept,
+        rank_split={side: ranks[side]},
     )
 
 
@@ -71,8 +72,7 @@ def mix(subject_of: Artifact, style_of: Artifact, name: str) -> Artifact:
     for key, layer in (first | second).items():
         shape = len(layer.up), layer.down.shape[1]
         parts = [
-            _with_scale_1(half.get(key), sum(part.rank_split.values()), shape)
-            for half, part in ((first, subject), (second, style))
+            _with_scale_1(half.get(key), ranks[side], shape) for half, side in ((first, "subject"), (second, "style"))
         ]
         layers[key] = LoraLayer(
             down=torch.cat([part.down for part in parts]),
@@ -90,8 +90,8 @@ def _with_scale_1(layer: LoraLayer | None, rank: int, shape: tuple[int, int]) ->
     return replace(layer, up=layer.up * (layer.alpha / rank), alpha=rank)
 
 
-def _ranks(artifact: Artifact) -> dict[str, int]:
-    """Each concept's share of the rank, the people's first, as they lie in the file.
+def _ranks(artifact: Artifact) -> dict[Side, int]:
+    """Each half's share of the rank, the subject's first, as they lie in the file.
 
     Raises MagiCaptureError for joint adapters, and where the shares are not those of the layers.
     """
@@ -100,8 +100,9 @@ def _ranks(artifact: Artifact) -> dict[str, int]:
             f"{artifact.name} was trained with joint adapters, which hold person and style as one: train it again with "
             "lora adapters = split, or leave their strengths at 1"
         )
-    order = sorted(artifact.rank_split, key=lambda name: side_of(name) == "style")  # stable: the file's within a side
-    ranks = {name: artifact.rank_split[name] for name in order if artifact.rank_split[name] > 0}
+    ranks: dict[Side, int] = {
+        side: artifact.rank_split[side] for side in get_args(Side) if artifact.rank_split.get(side, 0) > 0
+    }
     for key, layer in read_layers(artifact.lora).items():
         if len(layer.down) != sum(ranks.values()):
             raise MagiCaptureError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,11 +21,13 @@ from torch import Tensor
 
 from . import artifact as artifacts
 from .artifact import Artifact
+from .class_images import class_nouns
 from .config import TrainConfig
+from .dataset import check_photos
 from .dino import Dino
 from .files import write_atomic
 from .identity import Recogniser
-from .types import LossTerms, MagiCaptureError, Photos
+from .types import Face, LossTerms, MagiCaptureError, Photos
 
 if TYPE_CHECKING:
     from .backbone import Backbone
@@ -130,10 +133,11 @@ class Kept:
         result = _read_result(self.result_file)
         return result if result and result.key == self.key and not _missing(result) else None
 
-    @property
-    def classes(self) -> Path:
-        """Folder of the untouched model's pictures of the class, until the run is over."""
-        return self.folder / f"class-{self.key[:16]}"
+    def classes(self, backbone: Backbone, config: TrainConfig) -> Path:
+        """Folder of the untouched model's pictures of the class, for every run of the same model, nouns, seed and
+        size."""
+        settings = f"{config.seed} {config.resolution} {' '.join(class_nouns(config))}"
+        return self.folder / f"class-{_hash(settings, _weights(backbone))[:16]}"
 
     @property
     def _candidates(self) -> Path:
@@ -152,11 +156,10 @@ class Kept:
             return artifacts.load(files[0]) if files else None  # the LoRA's name is the shortest
 
     def drop_work(self) -> None:
-        """State, candidates and class pictures, which only an unfinished run needs, and what a kill left of a state."""
+        """State and candidates, which only an unfinished run needs, and what a kill left of a state half written."""
         for path in (self.state_file, *self.folder.glob(f".{self.state_file.stem}-*")):
             path.unlink(missing_ok=True)
-        for folder in (self._candidates, self.classes):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(self._candidates, ignore_errors=True)
 
 
 def missing_files(folder: Path) -> list[str]:
@@ -188,24 +191,37 @@ def result_key(
 ) -> str:
     """A hash of all that decides the result: pixels, masks, weights and settings; with a recogniser, landmarks too;
     with patience, when it is looked at."""
+    check_photos(photos, config)
     given = [photos[name] for name in config.concepts]
     tensors = [tensor for portraits in given for tensor in (portraits.images, portraits.masks)]
-    for part in (backbone.unet, backbone.text_encoder, backbone.vae):
-        tensors += part.state_dict().values()
+    tensors += _weights(backbone)
     if backbone.taesd is not None:
         tensors += backbone.taesd.state_dict().values()
     if recogniser is not None:
         tensors += recogniser.state_dict().values()
-        faces = (face for portraits in given for face in portraits.faces)
-        tensors += [face.landmarks for face in faces if face.landmarks is not None]
-    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter: 4 GB of weights take about a second
-        digests = pool.map(_digest, tensors)
+        tensors += [_landmarks(face) for portraits in given for face in portraits.faces]
     settings = config.model_dump_json(exclude={"batch_size", "gradient_checkpointing"})  # these decide cost alone
     if watch is not None and watch.patience:
         settings += f" {watch.every} {watch.patience}"
-    whole = hashlib.blake2b(f"{KEY_FORMAT} {settings}".encode(), digest_size=16)
-    for digest in digests:
-        whole.update(digest)
+    if watch is not None and watch.detector is not None:
+        settings += " likeness"
+    return _hash(f"{KEY_FORMAT} {settings}", tensors)
+
+
+def _landmarks(face: Face) -> Tensor:
+    return torch.full((5, 2), torch.nan) if face.landmarks is None else face.landmarks
+
+
+def _weights(backbone: Backbone) -> list[Tensor]:
+    parts = (backbone.unet, backbone.text_encoder, backbone.vae)
+    return [weight for part in parts for weight in part.state_dict().values()]
+
+
+def _hash(settings: str, tensors: Sequence[Tensor]) -> str:
+    whole = hashlib.blake2b(settings.encode(), digest_size=16)
+    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter: 4 GB of weights take about a second
+        for digest in pool.map(_digest, tensors):
+            whole.update(digest)
     return whole.hexdigest()
 
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 
 # What plain RuntimeErrors say: CUDA's driver and its libraries, Apple's MPS, the processor's allocator.
-MESSAGES = ("out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
+MESSAGES = (
+    "out of memory",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "can't allocate memory",
+    "not enough memory",  # the same allocator, on Windows
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -41,7 +41,8 @@ class ObjectTarget:
         pixels = vae.decode(window.to(vae.dtype) / vae.config.scaling_factor).sample
         box = (self.box - corner) * scale.repeat(2)
         found = self.dino(cut(pixels.float() / 2 + 0.5, box, self.dino.input_size))
-        return object_loss(found.keys, found.cls, self.keys.to(latents.device), self.cls.to(latents.device))[0]
+        keys, cls = (target.to(latents.device, non_blocking=True) for target in (self.keys, self.cls))
+        return object_loss(found.keys, found.cls, keys, cls)[0]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -6,10 +6,10 @@ Knows nothing of optimizers, phases or steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -47,8 +47,8 @@ class Terms(NamedTuple, Generic[T]):
 
 
 class Objective:
-    """The terms of a batch. ranks: of split adapters, the share of each learned word; empty for joint ones.
-    attention_loss: of one word's maps and its region."""
+    """The terms of a batch. ranks: of split adapters, the people's and the styles' share; empty for joint ones.
+    attention_loss: of one word's maps and its region, by default attention refocusing as configured."""
 
     def __init__(
         self,
@@ -56,25 +56,16 @@ class Objective:
         config: LossConfig,
         vocabulary: Vocabulary,
         recogniser: Recogniser | None = None,
-        ranks: Mapping[str, int] = MappingProxyType({}),
-        attention_loss: AttentionLoss = losses.attention_refocusing,
+        ranks: Sequence[int] = (),
+        attention_loss: AttentionLoss | None = None,
     ) -> None:
         self.backbone, self.config, self.recogniser = backbone, config, recogniser
-        self.vocabulary, self.ranks = vocabulary, ranks
-        self.attention_loss, self.device = attention_loss, backbone.unet.device
-        self._decoder = self._identity_decoder()
+        self.vocabulary, self.ranks, self.device = vocabulary, torch.tensor(ranks), backbone.unet.device
+        self.attention_loss = attention_loss or partial(losses.attention_refocusing, reduce=config.attention_reduce)
+        self._decoder = backbone.vae if config.identity_decoder == "vae" else backbone.taesd
         self._alphas_cumprod = backbone.noise_scheduler.alphas_cumprod.to(self.device)
         self._columns: dict[tuple[str, tuple[str, str]], Tensor] = {}  # prompt, words -> [2,T]
         self._fixed_embeds: dict[str, Tensor] | None = None
-
-    def _identity_decoder(self) -> Any:
-        if self.config.identity_decoder == "vae" or self.recogniser is None:
-            return self.backbone.vae
-        if self.backbone.taesd is None:
-            raise MagiCaptureError(
-                "loss.identity_decoder taesd: there is no TAESD; give its file with --taesd, or take vae"
-            )
-        return self.backbone.taesd
 
     def remember_text(self, text_is_fixed: bool) -> None:
         """While nothing on the text side moves, each prompt is encoded once."""
@@ -89,14 +80,14 @@ class Objective:
         columns = self.token_columns(batch)
         grid = (batch.face_masks.shape[-2], batch.face_masks.shape[-1])
         noise, timesteps = batch.noise.to(self.device), batch.timesteps.to(self.device)
-        loss_masks = batch.loss_masks.to(self.device)
+        loss_masks, face_masks = batch.loss_masks.to(self.device), batch.face_masks.to(self.device)
         noisy_latents = add_noise(batch.latents.to(self.device), noise, timesteps, self._alphas_cumprod)
         with ExitStack() as inside:
-            self._open_gates(batch.prompts, inside)
+            self._open_gates(columns, inside)
+            columns = columns.to(self.device)  # all that is moved is moved before the UNet: it would wait for it
             with self._autocast():
                 prompt_embeds = self._prompt_embeds(batch.prompts)
             base_pred = self._predict_without_lora(noisy_latents, timesteps, prompt_embeds) if weights.prior else None
-            columns = columns.to(self.device)
             maps = inside.enter_context(capture(self.backbone.unet, columns, {grid})) if weights.attention else {}
             noise_pred = self._predict_noise(noisy_latents, timesteps, prompt_embeds)
             reconstruction = losses.masked_reconstruction(noise_pred, noise, loss_masks)
@@ -104,7 +95,7 @@ class Objective:
                 reconstruction = reconstruction * min_snr_weights(timesteps, self._alphas_cumprod, gamma)
             attention = identity = prior = torch.zeros_like(reconstruction)
             if weights.attention:
-                attention = self._attention(maps, columns, batch.face_masks.to(self.device))
+                attention = self._attention(maps, columns, face_masks)
             if weights.identity and batch.identity_items:
                 latents = predict_x0(noisy_latents, noise_pred.float(), timesteps, self._alphas_cumprod)
                 identity = self._identity(latents, batch)
@@ -112,12 +103,15 @@ class Objective:
                 prior = losses.masked_reconstruction(noise_pred, base_pred, 1 - loss_masks)
             yield Terms(reconstruction, attention, identity, prior)
 
-    def _open_gates(self, prompts: list[str], inside: ExitStack) -> None:
-        """Of split adapters, each item goes through those whose word its prompt holds; one of the class through all."""
-        if self.ranks:
-            held = torch.tensor([[word in prompt for word in self.ranks] for prompt in prompts])
+    def _open_gates(self, columns: Tensor, inside: ExitStack) -> None:
+        """Of split adapters, each item goes through those whose word its prompt holds; one of the class through both.
+
+        columns: [B,2,T] on the CPU.
+        """
+        if len(self.ranks):
+            held = columns.any(-1)
             held |= ~held.any(1, keepdim=True)
-            gates = held.repeat_interleave(torch.tensor([*self.ranks.values()]), 1).to(self.device)
+            gates = held.repeat_interleave(self.ranks, 1).to(self.device)
             for model in (self.backbone.unet, self.backbone.text_encoder):
                 inside.enter_context(lora.gated(model, gates))
 
@@ -171,7 +165,7 @@ class Objective:
         """[], Eq. 7 of one item's predicted latents [C,h,w]; zero where the face is not alike enough to compare."""
         assert self.recogniser is not None  # without one no item has landmarks
         pred_embeds = embed_latents(self._decoder, self.recogniser, latents, batch.landmarks[index])
-        term = losses.identity(pred_embeds, batch.target_embeds[index].to(self.device)).amin()
+        term = losses.identity(pred_embeds, batch.target_embeds[index].to(self.device, non_blocking=True)).amin()
         return term * (term <= 1 - self.config.identity_min_cosine)
 
     def _attention(self, maps: dict[str, Tensor], columns: Tensor, face_masks: Tensor) -> Tensor:

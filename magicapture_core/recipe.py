@@ -17,7 +17,7 @@ from . import kohya
 from .artifact import NAME_LENGTH, Artifact, check_name
 from .class_images import class_images
 from .config import TrainConfig
-from .dataset import encode
+from .dataset import Dataset, check_kind, check_photos, encode, step_items, with_classes
 from .dino import Dino
 from .estimate import Estimate, estimate
 from .identity import Likeness, Recogniser
@@ -25,7 +25,7 @@ from .images import save_image
 from .kept import Kept, Result, Told, result_key
 from .memory import is_out_of_memory
 from .prompts import templates
-from .trainer import DTYPES, Run, TrainStep, reopened, train
+from .trainer import DTYPES, Run, TrainStep, open_run, reopened, train
 from .types import MagiCaptureError, Photos
 from .watch import Watch
 
@@ -71,22 +71,27 @@ def personalize(
     check_name(name)
     if not config.inversion.num_steps + config.tuning.num_steps:
         raise MagiCaptureError("nothing to train: inversion.num_steps and tuning.num_steps are both 0")
+    check_photos(photos, config)
+    check_kind(config, recogniser)
+    if watch is not None:
+        check_patience(watch, config, recogniser)
+    if recogniser is not None and config.loss.identity_decoder == "taesd" and backbone.taesd is None:
+        raise MagiCaptureError("loss.identity_decoder taesd: there is no TAESD; give its file (--taesd), or take vae")
     key = key or result_key(backbone, photos, config, recogniser, watch)
     check_weights(backbone)
-    if watch is not None and watch.patience and (recogniser is None or watch.detector is None or not watch.every):
-        raise MagiCaptureError(
-            "patience: nobody could tell the likeness; give a face recogniser, the face networks, and sample pictures "
-            "every so many steps, or set it to 0"
-        )
     backbone.to(torch.device(device), resolve_dtype(config, torch.device(device)))
     kept = Kept(folder, key)
     if not resume:
         kept.drop_work()
 
     def attempt(config: TrainConfig) -> Result:
-        on_sampling = watch.on_sampling if watch else lambda step, num_steps: None
-        classes = class_images(backbone, config, kept.classes, on_sampling)
-        dataset = encode(backbone, photos, config, recogniser, classes)
+        dataset = encode(backbone, photos, config, recogniser)
+        if config.tuning.class_images:
+            check_start(backbone, dataset, config)
+            say(f"makes {config.tuning.class_images} pictures of the class first, those that are not there yet")
+            on_sampling = watch.on_sampling if watch else lambda step, num_steps: None
+            classes = class_images(backbone, config, kept.classes(backbone, config), on_sampling)
+            dataset = with_classes(dataset, backbone, classes, config)
         on_estimate(estimate(backbone, dataset, config))
         state, told = kept.load_state()
         looking = Looking(watch=watch, likeness=dataset.likeness, config=config, told=told, kept=kept, say=say)
@@ -185,6 +190,23 @@ def conclude(result: Result, kept: Kept, save: Callable[[Artifact], list[Path]])
     return result
 
 
+def check_patience(watch: Watch, config: TrainConfig, recogniser: Recogniser | Dino | None) -> None:
+    """Raises MagiCaptureError for a patience that nothing could ever tell to be at its end."""
+    if watch.patience and config.kind == "object":
+        raise MagiCaptureError("patience: the likeness of an object is not told; set it to 0")
+    if watch.patience and (recogniser is None or watch.detector is None or not watch.every):
+        raise MagiCaptureError(
+            "patience: nobody could tell the likeness; give a face recogniser, the face networks, and sample pictures "
+            "every so many steps, or set it to 0"
+        )
+
+
+def check_start(backbone: Backbone, dataset: Dataset, config: TrainConfig) -> None:
+    """Raises MagiCaptureError for what would end a run at its first step: a word, an optimizer that is not there."""
+    with open_run(backbone, dataset, config) as run:
+        run.begin("tuning", {}, midway=False)
+
+
 def check_weights(backbone: Backbone) -> None:
     """Raises MagiCaptureError for a checkpoint that holds NaN or infinity: every picture and loss would."""
     for part in ("unet", "text_encoder", "vae"):
@@ -201,7 +223,8 @@ def within_memory(attempt: Callable[[TrainConfig], Result], config: TrainConfig,
 
     Raises MagiCaptureError with the remedy when there is nothing left to save.
     """
-    batch_size = min(config.batch_size, config.accumulate * len(config.tuning.tasks))  # there are no more in a step
+    most = max(len(step_items(config, phase, 0)) for phase in ("inversion", "tuning"))
+    batch_size = min(config.batch_size, most)  # there are no more in a step
     while True:
         try:
             return attempt(config)
@@ -252,5 +275,5 @@ def to_artifact(run: Run, name: str) -> Artifact:
         lora=kohya.to_kohya(kohya.UNET, layers["unet"]) | kohya.to_kohya(kohya.TEXT_ENCODER, layers["text_encoder"]),
         config=run.config.model_dump(mode="json"),
         templates={task: list(texts) for task, texts in templates(run.config.noun()).items()},
-        rank_split=run.config.rank_split if layers["unet"] else {},
+        rank_split=run.config.lora.rank_split if layers["unet"] else {},
     )

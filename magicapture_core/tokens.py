@@ -100,10 +100,17 @@ def initial_token(name: str, config: TokenConfig, tokenizer: Any, table: Tensor,
         if len(ids) != 1:
             raise MagiCaptureError(
                 f"{name}.initializer_token={config.initializer_token!r} is {len(ids)} tokens to this model: "
-                "take a common single word such as person, woman, man or portrait"
+                "take one common word for it, such as woman, dog or portrait"
             )
         vectors = table[ids[0]].detach().cpu().float().repeat(config.num_vectors, 1)
     return Token(name=name, placeholder=config.placeholder_token, initializer=config.initializer_token, vectors=vectors)
+
+
+def initial_tokens(
+    words: Mapping[str, TokenConfig], tokenizer: Any, table: Tensor, generator: torch.Generator
+) -> list[Token]:
+    """`initial_token` of every concept, by name, drawn one after the other."""
+    return [initial_token(name, config, tokenizer, table, generator) for name, config in words.items()]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import tomllib
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from . import artifact as artifacts
@@ -43,7 +44,7 @@ def train(arguments: Namespace) -> Result:
     backbone = read_backbone(arguments.checkpoint)
     backbone.taesd = load_taesd(arguments.taesd) if arguments.taesd else None
     folder = arguments.output / "magicapture" / arguments.name
-    recogniser, notes = read_recogniser(arguments, photos)
+    recogniser, notes = read_recogniser(arguments, photos, config)
     check_kind(config, recogniser)
     with progress(config.num_steps, "training") as bar, stoppable() as stopped:
 
@@ -60,6 +61,10 @@ def train(arguments: Namespace) -> Result:
             if stopped():
                 raise Cancelled("The state of the last step is kept; the same command with --resume goes on")
 
+        def on_sampling(step: int, num_steps: int) -> None:
+            bar.set_postfix_str(f"sample pictures, step {step} of {num_steps}")
+            stop_if_asked()
+
         def say(text: str) -> None:
             bar.write(text, file=sys.stderr)
 
@@ -67,7 +72,7 @@ def train(arguments: Namespace) -> Result:
             every=arguments.look_every or max(1, config.num_steps // LOOKS),
             patience=arguments.patience,
             detector=load_face_detector() if arguments.recogniser else None,
-            on_sampling=lambda *_: stop_if_asked(),
+            on_sampling=on_sampling,
         )
         result = recipe.personalize(
             backbone,
@@ -107,8 +112,8 @@ def read_config(arguments: Namespace) -> TrainConfig:
     if arguments.config is not None:
         try:
             values = merge(values, tomllib.loads(arguments.config.read_text(encoding="utf-8-sig")))
-        except tomllib.TOMLDecodeError as error:
-            raise MagiCaptureError(f"{arguments.config}: {error}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise MagiCaptureError(f"{arguments.config}: {error}; it has to be TOML in UTF-8") from error
     flags: dict[str, Any] = {}
     for phase in ("inversion", "tuning"):
         steps = getattr(arguments, f"{phase}_steps")
@@ -119,8 +124,9 @@ def read_config(arguments: Namespace) -> TrainConfig:
     if arguments.taesd is not None:
         flags["loss"] = {"identity_decoder": "taesd"}
     if arguments.object is not None:
-        subject = {**TrainConfig().subject.model_dump(), **values.get("subject", {})}
-        flags |= {"kind": "object", "subject": {**subject, "initializer_token": arguments.object}}
+        first = {"subject": TrainConfig().subject.model_dump()}
+        flags |= {"kind": "object", "subject": {"initializer_token": arguments.object}}
+        values = merge(first, values)
     return parse_config(merge(values, flags))
 
 
@@ -142,10 +148,9 @@ def read_photos(arguments: Namespace, config: TrainConfig) -> tuple[Photos, list
             raise MagiCaptureError(f"--{side}-masks: give it once for each --{side}, in the same order, or not at all")
         for number, folder in enumerate(folders, 1):
             masks_folder = masks[number - 1] if masks else None
-            photos[concept_name(side, number)], said = read_portraits(
-                folder, masks_folder, config.resolution, side, config.kind
-            )
-            notes += said
+            name = concept_name(side, number)
+            photos[name], said = read_portraits(folder, masks_folder, config.resolution, side, config.kind)
+            notes += said if number == 1 else [replace(note, file_name=f"{name}/{note.file_name}") for note in said]
     return photos, notes
 
 
@@ -156,8 +161,11 @@ def with_words_for(photos: Photos, config: TrainConfig) -> TrainConfig:
     return config
 
 
-def read_recogniser(arguments: Namespace, photos: Photos) -> tuple[Recogniser | Dino | None, list[str]]:
+def read_recogniser(
+    arguments: Namespace, photos: Photos, config: TrainConfig
+) -> tuple[Recogniser | Dino | None, list[str]]:
     """The network for the identity loss, or for that of an object, and notes on the photos that it cannot use."""
+    from .dataset import check_kind
     from .dino import load_dino
     from .likeness import check_targets
     from .recognisers import load_recogniser
@@ -166,7 +174,11 @@ def read_recogniser(arguments: Namespace, photos: Photos) -> tuple[Recogniser | 
         raise MagiCaptureError("--recogniser is for a person, --object-features for an object: leave one of them out")
     if arguments.object_features:
         return load_dino(arguments.object_features), []
-    return (load_recogniser(arguments.recogniser), check_targets(photos)) if arguments.recogniser else (None, [])
+    if not arguments.recogniser:
+        return None, []
+    recogniser = load_recogniser(arguments.recogniser)
+    check_kind(config, recogniser)
+    return recogniser, check_targets(photos)
 
 
 @contextmanager

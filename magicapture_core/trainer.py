@@ -11,7 +11,6 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from . import lora, optimizers, tokens
 from .config import TrainConfig
 from .dataset import Batch, Dataset, step_items
-from .losses import AttentionLoss, attention_refocusing
+from .losses import AttentionLoss
 from .objective import Objective, Terms
 from .sampler import sample
 from .tokens import Vocabulary
@@ -125,26 +124,17 @@ class Run:
         self.backbone, self.dataset, self.config = backbone, dataset, config
         self._undo = undo
         self._generator = torch.Generator().manual_seed(config.seed)
-        self._initial = self._initial_tokens()
+        table = backbone.text_encoder.get_input_embeddings().weight
+        self._mean_norm = table.detach().float().norm(dim=1).mean()
+        self._initial = tokens.initial_tokens(config.concepts, backbone.tokenizer, table, self._generator)
         rows = undo.enter_context(tokens.injected(backbone.text_encoder, self._initial))
         self._parameters = {f"token.{index}": row for index, row in enumerate(rows)}
         self.vocabulary = Vocabulary.of(backbone.tokenizer, self._initial)
         recogniser = dataset.likeness.recogniser if dataset.likeness else None
-        ranks = {config.concepts[name].placeholder_token: rank for name, rank in config.rank_split.items()}
-        refocusing = partial(attention_refocusing, reduce=config.loss.attention_reduce)
-        self.objective = Objective(
-            backbone, config.loss, self.vocabulary, recogniser, ranks, attention_loss or refocusing
-        )
+        ranks = list(config.lora.rank_split.values())
+        self.objective = Objective(backbone, config.loss, self.vocabulary, recogniser, ranks, attention_loss)
         device = self.objective.device.type
         self._scaler = torch.amp.GradScaler(device, enabled=backbone.unet.dtype == torch.float16)
-
-    def _initial_tokens(self) -> list[Token]:
-        table = self.backbone.text_encoder.get_input_embeddings().weight
-        self._mean_norm = table.detach().float().norm(dim=1).mean()
-        return [
-            tokens.initial_token(name, settings, self.backbone.tokenizer, table, self._generator)
-            for name, settings in self.config.concepts.items()
-        ]
 
     # -- what was learned ----------------------------------------------------------------------------------------------
 
@@ -199,7 +189,7 @@ class Run:
 
     def _inject_lora(self) -> list[nn.Parameter]:
         settings, models = self.config.lora, [(self.backbone.unet, self.config.lora.targets)]
-        num_parts = len(self.config.rank_split) or 1
+        num_parts = len(settings.rank_split) or 1
         if settings.text_encoder:
             models.append((self.backbone.text_encoder, "text-encoder"))
         parameters = []

@@ -47,11 +47,14 @@ class Progress:
 
         self._picture = "JPEG", to_pil(look.sheet), SHEET_WIDTH
 
-    def sampling(self, _step: int, _num_steps: int) -> None:
-        """Called while a look's pictures are sampled. Raises ComfyUI's interrupt when the user has pressed Cancel."""
+    def sampling(self, step: int, num_steps: int) -> None:
+        """Called while pictures are sampled. Raises ComfyUI's interrupt when the user has pressed Cancel."""
         from comfy.model_management import throw_exception_if_processing_interrupted
 
         throw_exception_if_processing_interrupted()
+        if time.monotonic() - self._spoke_at > TEXT_EVERY:
+            self._spoke_at = time.monotonic()
+            self._show(f"sample pictures, step {step} of {num_steps}")
 
     def stepped(self, step: TrainStep) -> None:
         """Called after every step. Raises ComfyUI's interrupt when the user has pressed Cancel."""

@@ -212,11 +212,13 @@ def train(
     from ..magicapture_core.taesd import load_taesd
 
     backbone = plain_backbone(*sockets)
-    if recogniser is not None and config.loss.identity_decoder == "taesd":
+    if recogniser is not None and config.loss.identity_decoder == "taesd":  # else a missing file is no matter
         backbone.taesd = load_taesd(folders.taesd_file())
     progress.key = result_key(backbone, photos, config, recogniser, watch)
-    found = None if train_again else Kept(progress.folder, progress.key).find_result()
+    kept = Kept(progress.folder, progress.key)
+    found = None if train_again else kept.find_result()
     if found:
+        found = recipe.conclude(found, kept, save_and_check)  # where a kill left that to do
         progress.say("Nothing has changed since the last training: its result is returned.")
         return found, read_back(found.files)
     model_management.unload_all_models()

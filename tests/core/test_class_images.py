@@ -7,7 +7,7 @@ from magicapture_core import artifact as artifacts
 from magicapture_core import recipe
 from magicapture_core.backbone import tiny
 from magicapture_core.class_images import class_images
-from magicapture_core.dataset import encode, step_items
+from magicapture_core.dataset import encode, step_items, with_classes
 from magicapture_core.images import load_photo
 from magicapture_core.kept import Kept, result_key
 from magicapture_core.objective import Terms
@@ -56,11 +56,10 @@ def test_an_object_has_pictures_of_its_own_kind(backbone, tmp_path):
 
 
 def test_only_missing_ones_are_made_and_a_stop_keeps_the_finished(backbone, tmp_path):
-    config, calls = small_config(tuning=TWO), []
+    config = small_config(tuning=TWO)
 
     def stop_at_the_second(step, num_steps):
-        calls.append(step)
-        if len(calls) > num_steps:
+        if step > num_steps / 2:
             raise Stopped
 
     with pytest.raises(Stopped):
@@ -75,7 +74,7 @@ def test_only_missing_ones_are_made_and_a_stop_keeps_the_finished(backbone, tmp_
 
 def test_every_step_of_phase_two_holds_one_that_counts_as_a_whole(backbone, made):
     config = small_config(tuning=TWO, accumulate=2)
-    dataset = encode(backbone, PHOTOS, config, classes=made)
+    dataset = with_classes(encode(backbone, PHOTOS, config), backbone, made, config)
     assert [item.task for item in step_items(config, "inversion", 0)] == ["source", "reference"] * 2
     items = step_items(config, "tuning", 0)
     assert [item.task for item in items] == ["source", "reference", "composed", "class"] * 2
@@ -90,7 +89,7 @@ def test_every_step_of_phase_two_holds_one_that_counts_as_a_whole(backbone, made
 def test_it_moves_the_lora_and_no_word(backbone, made, adapters):
     """Of split adapters all parts: each of them could make everybody the subject."""
     config = small_config(tuning=TWO, lora={"adapters": adapters})
-    dataset = encode(backbone, PHOTOS, config, classes=made)
+    dataset = with_classes(encode(backbone, PHOTOS, config), backbone, made, config)
     batch = dataset.draw(config, step_items(config, "tuning", 0)[3:])
     weights = Terms(1.0, 1.0, 1.0, 0.0)
     with open_run(backbone, dataset, config) as run:
@@ -127,7 +126,19 @@ def test_a_stopped_run_goes_on_bit_for_bit_and_tidies_up(tmp_path):
     with pytest.raises(Stopped):
         run(tmp_path / "stopped", stop)
     kept = Kept(tmp_path / "stopped", result_key(tiny(), PHOTOS, config))
-    assert len(list(kept.classes.iterdir())) == 2
+    pictures = kept.classes(tiny(), config)
+    before = {file.name: file.read_bytes() for file in pictures.iterdir()}
+    assert len(before) == 2
     resumed = run(tmp_path / "stopped")
     assert resumed.told.history == whole.told.history
-    assert not kept.classes.exists()
+    assert {file.name: file.read_bytes() for file in pictures.iterdir()} == before
+
+
+def test_their_folder_is_that_of_all_that_decides_them(tmp_path):
+    kept, other = Kept(tmp_path, "a" * 32), tiny()
+    other.unet.conv_in.bias.data[0] += 1
+    same = [small_config(), small_config(tuning={"class_images": 9, "lora_learning_rate": 3e-4})]
+    rest = [small_config(seed=1), small_config(resolution=128)]
+    rest += [small_config(kind="object", subject={"placeholder_token": "<rex>", "initializer_token": "cat"})]
+    assert len({kept.classes(tiny(), config) for config in same}) == 1
+    assert len({kept.classes(tiny(), config) for config in [same[0], *rest]} | {kept.classes(other, same[0])}) == 5

@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 
 from magicapture_core import artifact, recipe
 from magicapture_core.backbone import tiny
-from magicapture_core.kept import Kept, missing_files, result_key
+from magicapture_core.kept import Kept, Result, Told, missing_files, result_key
 from magicapture_core.types import MagiCaptureError, Portraits
+from magicapture_core.watch import Watch
 from tests.small import portraits, same, small_config, weights
 
 SUBJECT, STYLE = portraits(2), portraits(3, seed=1)
@@ -257,3 +258,26 @@ def test_a_name_that_is_no_file_name_is_refused(tmp_path, name):
             folder=tmp_path,
             save=lambda made: [],
         )
+
+
+@pytest.mark.parametrize(("accumulate", "tried"), [(1, [16, 1]), (2, [16, 2, 1])])
+def test_memory_is_halved_from_what_a_step_holds(accumulate, tried):
+    """One composed item and one of the class, or two of each; phase 1 has as many."""
+    sizes, result = [], Result(key="", files=[], told=Told())
+
+    def attempt(config):
+        sizes.append(config.batch_size)
+        if config.batch_size > 1:
+            raise torch.OutOfMemoryError("no GPU has this much")
+        return result
+
+    tuning = {"tasks": ("composed",), "class_images": 1}
+    config = small_config(tuning=tuning, accumulate=accumulate, batch_size=16, gradient_checkpointing=True)
+    assert recipe.within_memory(attempt, config, lambda text: None) is result
+    assert sizes == tried
+
+
+def test_the_patience_of_an_object_is_refused():
+    rex = small_config(kind="object", subject={"placeholder_token": "<rex>", "initializer_token": "cat"})
+    with pytest.raises(MagiCaptureError, match="patience: the likeness of an object is not told"):
+        recipe.check_patience(Watch(patience=2), rex, None)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from magicapture_core import recipe
 from magicapture_core.backbone import tiny
 from magicapture_core.config import parse_config
 from magicapture_core.dataset import ItemKey, encode
@@ -173,12 +174,12 @@ def test_the_window_shows_the_face_of_the_whole_picture(backbone):
     assert (usual - whole).abs().mean() < 0.2 * whole.std()
 
 
-def test_without_the_file_it_is_asked_for(dataset):
-    with (
-        pytest.raises(MagiCaptureError, match=r"^loss.identity_decoder taesd: [^\n]*--taesd"),
-        open_run(tiny(), dataset, CONFIG),
-    ):
-        pass
+def test_without_the_file_it_is_asked_for(tmp_path):
+    photos = {"subject": portraits(1), "style": portraits(1)}
+    with pytest.raises(MagiCaptureError, match=r"^loss.identity_decoder taesd: [^\n]*--taesd"):
+        recipe.personalize(
+            tiny(), photos, CONFIG, name="ann", folder=tmp_path, save=lambda made: [], recogniser=SmallRecogniser()
+        )
 
 
 def test_it_stays_in_fp32_and_decides_the_result(backbone):
