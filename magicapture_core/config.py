@@ -68,7 +68,7 @@ class LoraConfig(Settings):
     )
 
     @property
-    def rank_split(self) -> dict[Side, int]:
+    def rank_split(self) -> dict[str, int]:
         """The people's and the styles' share of the file's rank, in order; empty while they share it all."""
         return {"subject": self.lora_rank, "style": self.lora_rank} if self.adapters == "split" else {}
 

@@ -85,6 +85,9 @@ class Dino(nn.Module):
     interpolated. Raises MagiCaptureError where a side is not a multiple of patch_size.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, width: int, depth: int, patch_size: int, grid_size: int) -> None:
         super().__init__()
         self.patch_size, self.grid_size = patch_size, grid_size

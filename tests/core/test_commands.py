@@ -317,3 +317,20 @@ def test_two_people_in_one_training(photos, tmp_path, capsys):
     assert main(["generate", "--lora", told["lora"], *sampling, "--prompt", prompt]) == 0
     assert main([*train_arguments(photos, tmp_path, *STEPS), *more[:2]]) == 2
     assert "--subject-masks: give it once for each --subject" in capsys.readouterr().err
+
+
+def test_a_config_that_is_no_text_is_named(photos, tmp_path, capsys):
+    settings = tmp_path / "run.toml"
+    settings.write_text('subject = "dog"', encoding="utf-16")
+    assert main([*train_arguments(photos, tmp_path, *STEPS), "--config", str(settings)]) == 2
+    assert "has to be TOML in UTF-8" in capsys.readouterr().err
+    settings.write_text('subject = "dog"', encoding="utf-8")
+    assert main([*train_arguments(photos, tmp_path, *STEPS), "--config", str(settings), "--object", "dog"]) == 2
+    assert "settings: " in capsys.readouterr().err
+
+
+def test_words_without_photos_are_named(photos, tmp_path, capsys):
+    settings = tmp_path / "run.toml"
+    settings.write_text('[[more_subjects]]\nplaceholder_token = "<bob>"\ninitializer_token = "man"', encoding="utf-8")
+    assert main([*train_arguments(photos, tmp_path, *STEPS), "--config", str(settings)]) == 2
+    assert "photos are given of subject, style, and the settings have words for" in capsys.readouterr().err
