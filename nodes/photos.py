@@ -1,9 +1,10 @@
-"""LoadPhotos: a folder of photos, as a list of pictures in their own sizes."""
+"""LoadPhotos: a folder of photos, as a list of pictures in their own sizes, with the masks that lie beside them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 
 import folder_paths
 import torch
@@ -20,6 +21,7 @@ SAMPLES = {  # widget value -> prefix of the pack's pictures
     "sample: object style": "object-style",
 }
 MASKS = "masks"  # the folder of masks in a folder of photos
+BLACK = torch.zeros(1, 1, 64, 64)  # no mask, of the size that Load Image gives for none
 
 
 class LoadPhotos(io.ComfyNode):
@@ -33,7 +35,7 @@ class LoadPhotos(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "folder",
-                    options=[*SAMPLES, *folder_paths.get_input_subfolders()],
+                    options=[*SAMPLES, *photo_folders()],
                     tooltip="A folder inside ComfyUI's input folder (put 4-6 photos into a new one, then press R), or "
                     "the pack's sample pictures.",
                 )
@@ -49,7 +51,7 @@ class LoadPhotos(io.ComfyNode):
                     is_output_list=True,
                     tooltip="The name of each photo, for the reports of later nodes.",
                 ),
-                io.String.Output(display_name="report", tooltip="What became of each file."),
+                io.String.Output(display_name="report", tooltip="What became of each file, and which have a mask."),
                 io.Mask.Output(
                     display_name="masks",
                     is_output_list=True,
@@ -62,48 +64,82 @@ class LoadPhotos(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, folder: str) -> list[tuple[str, int, int]]:
         """A photo or mask that was added, removed or edited makes the node run again."""
-        files = photo_files(folder)
-        status = [(path.name, path.stat()) for path in (*files, *mask_files(files).values())]
+        status = [(path.name, path.stat()) for path in (*photo_files(folder), *(mask_files(folder) or []))]
         return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in status]
 
     @classmethod
     def execute(cls, folder: str) -> io.NodeOutput:
         from ..magicapture_core.images import join_notes, load_masks, load_photos
 
-        files = photo_files(folder)
+        files, mask_pictures = photo_files(folder), mask_files(folder)
+        matched = match(files, mask_pictures or [])
         readable, changes = load_photos(files)
-        photos, found, faults = load_masks(readable, mask_files(files))
+        photos, found, faults = load_masks(readable, matched)
         sizes = [
             PhotoNote(file_name=name, used=True, text=f"{image.shape[2]} x {image.shape[1]} pixels")
             for name, image in photos
         ]
-        report = "\n".join(map(str, join_notes(sizes, changes, faults)))
+        masked = [
+            PhotoNote(file_name=name, used=True, text="with a mask" if name in matched else "no mask")
+            for name, _ in photos
+            if mask_pictures is not None
+        ]
+        strays = [
+            PhotoNote(file_name=f"{MASKS}/{mask.name}", used=False, text="no photo has this name before the ending")
+            for mask in mask_pictures or []
+            if mask not in matched.values()
+        ]
+        report = "\n".join(map(str, join_notes(sizes, changes, masked, faults, strays)))
         if not photos:
             raise MagiCaptureError(f"folder {folder!r}: no photo can be read\n{report}")
         images = [to_comfy(image[None]) for _, image in photos]
-        masks = [
-            masks_to_comfy((torch.zeros_like(image[:1]) if mask is None else mask)[None])
-            for (_, image), mask in zip(photos, found, strict=True)
-        ]
+        masks = [masks_to_comfy(BLACK if mask is None else mask[None]) for mask in found]
         return io.NodeOutput(images, [name for name, _ in photos], report, masks, ui=show(report))
+
+
+def photo_folders() -> list[str]:
+    """The folders inside ComfyUI's input folder, but for those of masks."""
+    return [name for name in folder_paths.get_input_subfolders() if PurePosixPath(name).name != MASKS]
 
 
 def photo_files(folder: str) -> list[Path]:
     """The picture files of the chosen folder, in the order of their names."""
+    from ..magicapture_core.images import list_photos
+
+    return [path for path in list_photos(place(folder)) if belongs(path, folder)]
+
+
+def mask_files(folder: str) -> list[Path] | None:
+    """The picture files of its folder `masks`, maybe none; None where it has no such folder."""
+    from ..magicapture_core.images import list_photos
+
+    found: list[Path] = []
+    with suppress(MagiCaptureError):  # no picture in it, only what a file manager leaves behind
+        found = [path for path in list_photos(place(folder) / MASKS) if belongs(path, folder)]
+    has_masks = folder not in SAMPLES and (place(folder) / MASKS).is_dir()
+    return found if found or has_masks else None
+
+
+def place(folder: str) -> Path:
+    """Where the pictures of a choice lie."""
     from ..magicapture_core import images
 
-    if folder not in SAMPLES:
-        return images.list_photos(inside(Path(folder_paths.get_input_directory()), folder))
-    samples = Path(images.__file__).parent / "tiny" / "samples"
-    return [path for path in images.list_photos(samples) if path.name.startswith(f"{SAMPLES[folder]}_")]
+    if folder in SAMPLES:
+        return Path(images.__file__).parent / "tiny" / "samples"
+    return inside(Path(folder_paths.get_input_directory()), folder)
 
 
-def mask_files(photos: Sequence[Path]) -> dict[str, Path]:
-    """Name of a photo -> its mask in the folder `masks` beside the photos, where there is one."""
+def belongs(path: Path, folder: str) -> bool:
+    """Whether a picture is one of the choice's: all samples lie in one folder."""
+    return folder not in SAMPLES or path.name.startswith(f"{SAMPLES[folder]}_")
+
+
+def match(photos: Sequence[Path], masks: Sequence[Path]) -> dict[str, Path]:
+    """Name of a photo -> its mask, where there is one. Raises MagiCaptureError where it is another photo's too."""
     from ..magicapture_core.images import match_masks
 
-    folder = photos[0].parent / MASKS
-    return match_masks(photos, folder) if folder.is_dir() and any(folder.iterdir()) else {}
+    stems = {mask.stem for mask in masks}
+    return match_masks([photo for photo in photos if photo.stem in stems], masks[0].parent) if masks else {}
 
 
 NODES = [LoadPhotos]

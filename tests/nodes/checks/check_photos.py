@@ -44,19 +44,47 @@ def run_face_mask(pack, images, resolution=64, masks=None, file_names=None, **op
 
 
 def check_masks_lie_in_a_folder_of_their_own(pack):
-    """By the name before the ending; black where there is none; an edit makes the node run again."""
+    """By the name before the ending; small and black where there is none; an edit makes the node run again."""
     photos, folder = module(pack, "nodes.photos"), input_folder("masked")
     (folder / "masks").mkdir(exist_ok=True)
     for name in ("a.jpg", "b.jpg"):
         Image.new("RGB", (40, 30), "gray").save(folder / name)
     before = photos.LoadPhotos.fingerprint_inputs("masked")
     Image.new("L", (40, 30), 255).save(folder / "masks" / "b.png")
-    images, names, _, masks = photos.LoadPhotos.execute("masked").args
+    images, names, report, masks = photos.LoadPhotos.execute("masked").args
     assert names == ["a.jpg", "b.jpg"]
-    assert [tuple(mask.shape) for mask in masks] == [(1, 30, 40)] * 2
+    assert [tuple(mask.shape) for mask in masks] == [(1, 64, 64), (1, 30, 40)]
     assert [float(mask.mean()) for mask in masks] == [0, 1]
     assert len(images) == 2
     assert photos.LoadPhotos.fingerprint_inputs("masked") != before
+    assert "a.jpg: 40 x 30 pixels; no mask" in report
+    assert "b.jpg: 40 x 30 pixels; with a mask" in report
+    *_, report = run_face_mask(pack, images, masks=masks, file_names=names, shape="own", min_face_size=16)
+    assert "- a.jpg: no mask for it" in report
+    assert "b.jpg: your mask" in report
+
+
+def check_what_a_folder_of_masks_may_hold(pack):
+    """No picture at all; a mask of nobody's, which is named; two photos of one name, where no mask has it."""
+    photos, folder = module(pack, "nodes.photos"), input_folder("left_behind")
+    (folder / "masks").mkdir(exist_ok=True)
+    (folder / "masks" / ".DS_Store").write_bytes(b"no picture")
+    (folder / "masks" / "Thumbs.db").write_bytes(b"no picture")
+    for name in ("a.jpg", "a.png"):
+        Image.new("RGB", (40, 30), "gray").save(folder / name)
+    _, names, report, masks = photos.LoadPhotos.execute("left_behind").args
+    assert names == ["a.jpg", "a.png"]
+    assert report.count("no mask") == 2
+    assert not any(mask.any() for mask in masks)
+    Image.new("L", (40, 30), 255).save(folder / "masks" / "a_00001_.png")
+    _, _, report, _ = photos.LoadPhotos.execute("left_behind").args
+    assert "- masks/a_00001_.png: no photo has this name" in report
+    Image.new("L", (40, 30), 255).save(folder / "masks" / "a.png")
+    with refused("a.jpg and a.png"):
+        photos.LoadPhotos.execute("left_behind")
+    options = photos.photo_folders()
+    assert "left_behind" in options
+    assert "left_behind/masks" not in options
 
 
 def check_samples_give_portraits(pack):
@@ -65,6 +93,7 @@ def check_samples_give_portraits(pack):
     for folder in ("sample: person", "sample: style"):
         images, names, report, given = photos.LoadPhotos.execute(folder).args
         assert not any(mask.any() for mask in given)
+        assert "mask" not in report
         assert len(images) == len(names) == 4
         assert all(image.shape[0] == 1 and image.shape[-1] == 3 for image in images)
         squares, masks, faces, overlay, report = run_face_mask(pack, images, 512, file_names=names)
