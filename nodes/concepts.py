@@ -38,8 +38,9 @@ class AnotherConcept(io.ComfyNode):
         return schema(
             "Another Person or Style",
             node_id="MagiCaptureAnotherConcept",
-            description="One more person or style for the same training: each step then draws one person and one style "
-            "from all of them. Chain several through `more`. Their words are <subject_2>, <style_2> and so on.",
+            description="One more person or style for the same training: every picture of a step then draws a person "
+            "and a style of its own from all of them. Chain several through `more`. Their words are <subject_2>, "
+            "<style_2> and so on.",
             inputs=[
                 io.Combo.Input("kind", options=[*SIDES], tooltip="Whether the photos show a person or a style."),
                 io.Image.Input("images", tooltip="Square pictures of the person or in the style, from Face Mask."),
