@@ -28,17 +28,34 @@ def line(run: runs.Run, csim: float = 0.5, style: float = 0.5) -> dict[str, Any]
 
 def test_the_best_sum_wins_and_the_grid_never_touches_the_tables_people():
     best = {"truth": 0.5, "textual_inversion": 2.0, "dreambooth": 0.5, "custom_diffusion": 1.0, "magicapture": 2.0}
-    weights = {"mean_then_square": 3.0, "break_a_scene": 0.3, "fastcomposer": 1.0}
 
     def is_best(run: runs.Run) -> bool:
-        if run.method in weights:
-            return run.attention_factor == weights[run.method]
-        return run.learning_rate_factor == best[run.method]
+        return run.learning_rate_factor == best.get(run.method)
 
-    found = tune.best(tune.scores(line(run, style=0.6 if is_best(run) else 0.4) for run in tune.grid(2)))
-    assert found == weights | {method: factor * METHODS[method].learning_rate for method, factor in best.items()}
-    assert {run.split for run in tune.grid(2)} == {"tuning"}
+    grid = tune.grid(2)
+    found = tune.scores(line(run, style=0.6 if is_best(run) else 0.4) for run in grid)
+    rates = {method: factor * METHODS[method].learning_rate for method, factor in best.items()}
+    assert tune.best(found["rates"]) == rates
+    assert json.loads(tune.to_text(found))["best rates"] == rates
+    assert len(grid) == len(set(grid)) == 2 * (5 * 3 + 4 * 3 - 1)  # the whole method's middle is in both grids
+    assert {run.split for run in grid} == {"tuning"}
     assert {run.split for run in tune.table_runs(list(METHODS), 2, 1)} == {"test"}
+
+
+def test_a_weights_leakage_is_told_beside_its_sum():
+    """Likest at the least weight, with a leakage that falls as the weight grows; a pair without a face has none."""
+
+    def made(run: runs.Run) -> dict[str, Any]:
+        told = line(run, csim=0.4 if run.attention_factor == 0.3 else 0.1, style=0.6)
+        leakage = None if run.pair == 0 else 0.9 / (1 + run.attention_factor)
+        return {**told, "figures": told["figures"] | {"subject_leakage": leakage}}
+
+    found = tune.scores(map(made, tune.grid(2)))
+    assert found["weights"].keys() == {"mean_then_square", "break_a_scene", "fastcomposer", "magicapture"}
+    for factors in found["weights"].values():
+        assert factors[0.3] == pytest.approx({"csim + style": 1.0, "subject_leakage": 0.9 / 1.3})
+        assert factors[3.0] == pytest.approx({"csim + style": 0.7, "subject_leakage": 0.9 / 4})
+    assert json.loads(tune.to_text(found))["weights"]["magicapture"]["3.0"]["subject_leakage"] == pytest.approx(0.225)
 
 
 def test_a_table_holds_test_pairs_at_each_methods_own_rate_alone():
