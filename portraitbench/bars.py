@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .methods import OURS
-from .table import Row, by_pair, differences
+from .table import by_pair, difference
 
 RIVALS = ("textual_inversion", "dreambooth", "custom_diffusion")
 NUM_PAIRS = 16  # what a comparison needs; of fewer it is not measured
@@ -46,11 +46,9 @@ class Bar:
 
 
 def bars(lines: Sequence[Mapping[str, Any]]) -> Iterator[Bar]:
-    ahead = {(row.method, row.metric): row for row in differences(lines) if row.n >= NUM_PAIRS}
-
-    def figure(method: str, metric: str, part: str) -> float | None:
-        row: Row | None = ahead.get((method, metric))
-        return getattr(row, part) if row else None
+    def figure(method: str, metric: str, part: str, of: str = OURS) -> float | None:
+        row = difference(lines, metric, method, of)
+        return getattr(row, part) if row and row.n >= NUM_PAIRS else None
 
     for rival in RIVALS:
         name = f"CSIM ahead of {rival}, lower end of 95 %"
@@ -59,13 +57,12 @@ def bars(lines: Sequence[Mapping[str, Any]]) -> Iterator[Bar]:
     yield Bar(name="Style against the best rival", figure=min(style, default=None), least=-STYLE_SLACK)
     yield Bar(
         name="share of the person's word's leakage that refocusing takes away",
-        figure=leakage_taken(lines) if ("without_ar", "subject_leakage") in ahead else None,
+        figure=leakage_taken(lines) if figure("without_ar", "subject_leakage", "n") else None,
         least=LEAKAGE_SHARE,
     )
-    chance = {(row.method, row.metric): row.lo for row in differences(lines, "untouched") if row.n >= NUM_PAIRS}
     yield Bar(
         name="CSIM of the split style alone: chance less that, lower end",
-        figure=chance.get(("split", "style_only_csim")),
+        figure=figure("split", "style_only_csim", "lo", of="untouched"),
         least=-CHANCE_SLACK,
     )
     yield Bar(name="CSIM that composed prompts add", figure=figure("without_cp", "csim", "mean"), least=COMPOSED_GAIN)

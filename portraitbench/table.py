@@ -92,16 +92,19 @@ def means(lines: Sequence[Mapping[str, Any]]) -> list[Row]:
     ]
 
 
-def differences(lines: Sequence[Mapping[str, Any]], of: str = OURS) -> list[Row]:
-    """The method `of` minus each other one, over the pairs that both have."""
-    rows = []
-    for metric in METRICS:
-        pairs = by_pair(lines, metric)
-        ours = pairs.pop(of, {})
-        for method, theirs in pairs.items():
-            if shared := sorted(ours.keys() & theirs.keys()):
-                rows.append(row(method, metric, [ours[pair] - theirs[pair] for pair in shared]))
-    return rows
+def difference(lines: Sequence[Mapping[str, Any]], metric: str, method: str, of: str = OURS) -> Row | None:
+    """The method `of` minus another one, over the pairs that both have; None where they share none."""
+    found = by_pair(lines, metric)
+    ours, theirs = found.get(of, {}), found.get(method, {})
+    shared = sorted(ours.keys() & theirs.keys())
+    return row(method, metric, [ours[pair] - theirs[pair] for pair in shared]) if shared else None
+
+
+def differences(lines: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """MagiCapture minus each other method."""
+    others = [(metric, method) for metric in METRICS for method in by_pair(lines, metric) if method != OURS]
+    found = (difference(lines, metric, method) for metric, method in others)
+    return [row for row in found if row is not None]
 
 
 def csim_by_skin(lines: Sequence[Mapping[str, Any]]) -> list[Row]:
