@@ -159,19 +159,20 @@ def _paint(canvas: Canvas, shot: Shot) -> None:
 def draw_samples(folder: Path) -> list[Path]:
     """Writes person_1..4.jpg, style_1..4.jpg, object_1..4.jpg and object-style_1..4.jpg, these two with masks in a
     folder of their own, and returns the paths of the pictures."""
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "masks").mkdir(parents=True, exist_ok=True)
+    sides = (  # shots, times smaller, quality, with masks
+        ("person", person_shots(), 1, 90, False),
+        ("style", style_shots(), 1, 90, False),
+        ("object", object_shots(), SMALL, 78, True),
+        ("object-style", object_style_shots(), SMALL, 78, True),
+    )
     paths = []
-    for name, shots in (("person", person_shots()), ("style", style_shots())):
+    for name, shots, smaller, quality, masked in sides:
         for number, shot in enumerate(shots, 1):
-            pixels = (paint_shot(shot).transpose(1, 2, 0) * 255).round().astype(np.uint8)
+            pixels = (paint_shot(shot, smaller).transpose(1, 2, 0) * 255).round().astype(np.uint8)
             paths.append(folder / f"{name}_{number}.jpg")
-            Image.fromarray(pixels).save(paths[-1], quality=90)
-    (folder / "masks").mkdir(exist_ok=True)
-    for name, shots in (("object", object_shots()), ("object-style", object_style_shots())):
-        for number, shot in enumerate(shots, 1):
-            pixels = (paint_shot(shot, SMALL).transpose(1, 2, 0) * 255).round().astype(np.uint8)
-            paths.append(folder / f"{name}_{number}.jpg")
-            Image.fromarray(pixels).save(paths[-1], quality=78)
-            mask = Image.fromarray((paint_mask(shot, SMALL) > 0.5).astype(np.uint8) * 255)
-            mask.convert("1").save(folder / "masks" / f"{name}_{number}.png", optimize=True)
+            Image.fromarray(pixels).save(paths[-1], quality=quality)
+            if masked:
+                mask = Image.fromarray((paint_mask(shot, smaller) > 0.5).astype(np.uint8) * 255)
+                mask.convert("1").save(folder / "masks" / f"{name}_{number}.png", optimize=True)
     return paths
