@@ -18,8 +18,6 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from torch import Tensor
 
-from ..magicapture_core.config import TokenConfig
-
 CATEGORY = "MagiCapture"
 MAX_INT = 2**53 - 1  # the page's numbers are doubles
 
@@ -106,13 +104,13 @@ def masks_to_comfy(masks: Tensor) -> Tensor:
 def leaves(model: BaseModel, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], FieldInfo, Any]]:
     """Every knob below a settings model: its path, its field, and its value here, which is the default.
 
-    Not the words of further people and styles: these come with their photos.
+    Tuples of models are none, the words of further people and styles: these come with their photos.
     """
     for name, field in type(model).model_fields.items():
         value = getattr(model, name)
         if isinstance(value, BaseModel):
             yield from leaves(value, (*path, name))
-        elif field.annotation != tuple[TokenConfig, ...]:
+        elif not (isinstance(value, tuple) and all(isinstance(item, BaseModel) for item in value)):
             yield (*path, name), field, value
 
 
