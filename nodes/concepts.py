@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
+from pydantic import ValidationError
 from torch import Tensor
 
-from ..magicapture_core.types import Face, Side, side_of
+from ..magicapture_core.types import Face, MagiCaptureError, Side, concept_name, side_of
 from .portraits import to_portraits
 from .sockets import ConceptsType, FacesType, schema
 
@@ -42,7 +43,12 @@ class AnotherConcept(io.ComfyNode):
             "and a style of its own from all of them. Chain several through `more`. Their words are <subject_2>, "
             "<style_2> and so on.",
             inputs=[
-                io.Combo.Input("kind", options=[*SIDES], tooltip="Whether the photos show a person or a style."),
+                io.Combo.Input(
+                    "kind",
+                    options=[*SIDES],
+                    tooltip="Whether the photos show a person or a style. A pet or a thing: person, with its own word, "
+                    "such as dog, in initializer_token.",
+                ),
                 io.Image.Input("images", tooltip="Square pictures of the person or in the style, from Face Mask."),
                 io.Mask.Input("masks", tooltip="Their face masks, white = face, from Face Mask."),
                 io.String.Input(
@@ -84,7 +90,20 @@ class AnotherConcept(io.ComfyNode):
             placeholder_token=placeholder_token.strip(),
             initializer_token=initializer_token.strip(),
         )
+        check_words(concept)
         return io.NodeOutput([*(more or []), concept])
+
+
+def check_words(concept: Concept) -> None:
+    """Raises MagiCaptureError in one line that names the widget and what it should be."""
+    from ..magicapture_core.config import TokenConfig
+
+    word = concept.placeholder_token or f"<{concept_name(concept.side, 2)}>"  # the number comes with the training
+    try:
+        TokenConfig(placeholder_token=word, initializer_token=concept.initializer_token)
+    except ValidationError as error:
+        faults = (f"{e['loc'][0]}={e['input']!r}: {e['msg']}" for e in error.errors())
+        raise MagiCaptureError("; ".join(faults)) from None
 
 
 def to_photos(
@@ -98,8 +117,8 @@ def to_photos(
     given: dict[str, Concept] = {concept.side: concept for concept in first}
     for concept in more:
         config = config.with_another(concept.side, concept.placeholder_token, concept.initializer_token)
-        *_, name = (name for name in config.concepts if side_of(name) == concept.side)
-        given[name] = concept
+        newest = [name for name in config.concepts if side_of(name) == concept.side][-1]
+        given[newest] = concept
     photos, notes = {}, []
     for name, concept in given.items():
         photos[name], said = to_portraits(name, concept.images, concept.masks, concept.faces, config.resolution)

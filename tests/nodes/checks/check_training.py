@@ -172,10 +172,18 @@ def check_more_people_and_styles_join_the_training(pack, loaded):
 
     train = module(pack, "nodes.train").TrainMagiCaptureLoRA.PREPARE_CLASS_CLONE(None)
     another, given = module(pack, "nodes.concepts").AnotherConcept, inputs(pack, loaded, name="friends")
-    photos = {"images": given["style_images"], "masks": given["style_masks"]}
-    person = another.execute(kind="person", **photos, placeholder_token="<bob>", initializer_token="man").args[0]
-    both = another.execute(kind="style", **photos, placeholder_token="", initializer_token="", more=person).args[0]
-    artifact = train.execute(**given, more=both).args[0]
+    types = module(pack, "magicapture_core.types")
+    bob = {
+        "images": torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(2)),
+        "masks": given["subject_masks"],
+        "faces": [types.Face(box=torch.tensor([16.0, 16.0, 48.0, 48.0]))] * 2,
+    }
+    look = {"images": given["style_images"].flip(0), "masks": given["style_masks"]}
+    person = another.execute(kind="person", **bob, placeholder_token="<bob>", initializer_token="man").args[0]
+    both = another.execute(kind="style", **look, placeholder_token="", initializer_token="", more=person).args[0]
+    artifact, *_, report = train.execute(**given, more=both).args
+    assert "FACES not connected" in report
+    assert "subject_2: FACES" not in report
     assert {token.name: (token.placeholder, token.initializer) for token in artifact.tokens} == {
         "subject": ("<subject>", "person"),
         "subject_2": ("<bob>", "man"),
@@ -184,6 +192,23 @@ def check_more_people_and_styles_join_the_training(pack, loaded):
     }
     folder = Path(folder_paths.get_folder_paths("embeddings")[0])
     assert {path.stem for path in folder.glob("friends_*")} == {f"friends_{token.name}" for token in artifact.tokens}
+
+
+def check_another_word_that_is_none_is_refused_at_its_node(pack):
+    """In one line that names the widget; spaces around a word do not count, and no word is one by number."""
+    another, types = module(pack, "nodes.concepts").AnotherConcept, module(pack, "magicapture_core.types")
+    photos = {"kind": "person", "images": torch.rand(1, 64, 64, 3), "masks": torch.ones(1, 64, 64)}
+    for word in ("bob", "<bob the builder>"):
+        message = ""
+        try:
+            another.execute(**photos, placeholder_token=word, initializer_token="man")
+        except types.MagiCaptureError as error:
+            message = str(error)
+        assert message.startswith(f"placeholder_token={word!r}: "), message
+        assert "\n" not in message
+    for word in (" <bob> ", ""):
+        (concept,) = another.execute(**photos, placeholder_token=word, initializer_token="").args[0]
+        assert concept.placeholder_token == word.strip()
 
 
 def check_other_models_are_refused(pack, loaded):
