@@ -59,7 +59,8 @@ class FaceMask(io.ComfyNode):
                     "masks",
                     optional=True,
                     tooltip="Your own masks, white = face, or the object where shape is own; one per photo. They "
-                    "replace the painted ones, and then no face network is needed. A black mask means: find the face.",
+                    "replace the painted ones, and then no face network is needed. A black mask means: find the face; "
+                    "where shape is own, the photo is left out.",
                 ),
                 io.String.Input(
                     "file_names",
