@@ -36,12 +36,14 @@ class LoadMagiCaptureLoRA(io.ComfyNode):
                 ),
                 strength_input(
                     "strength_subject",
-                    "How strongly the person's half of the LoRA acts. Other than 1 needs a LoRA of split adapters.",
+                    "How strongly the person's half of the LoRA acts, all people's where it has several. Other "
+                    "than 1 needs a LoRA of split adapters.",
                     optional=True,
                 ),
                 strength_input(
                     "strength_style",
-                    "How strongly the style's half of the LoRA acts. Other than 1 needs a LoRA of split adapters.",
+                    "How strongly the style's half of the LoRA acts, all styles' where it has several. Other "
+                    "than 1 needs a LoRA of split adapters.",
                     optional=True,
                 ),
                 io.Combo.Input(

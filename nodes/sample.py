@@ -42,8 +42,9 @@ class ComposedPromptSampler(io.ComfyNode):
                 text_input(
                     "prompt",
                     COMPOSED_PROMPT,
-                    "{subject} and {style} stand for the learned words. Add to the sentence, for example: , "
-                    "wearing sunglasses. Weights such as ({style}:0.8) work.",
+                    "{subject} and {style} stand for the learned words, {subject_2} and so on for those of further "
+                    "people and styles. Add to the sentence, for example: , wearing sunglasses. Weights such as "
+                    "({style}:0.8) work.",
                 ),
                 text_input("negative", "", "What the pictures should not show."),
                 strength_input("strength_model", "How strongly the LoRA acts on the model. Try 0.6, 0.8 and 1."),
