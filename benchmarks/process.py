@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 import torch
 
-from magicapture_core.types import MagiCaptureError
+from magicapture_core.types import LossTerms, MagiCaptureError
 
 from .counting import counted_flops, peak_bytes, reset_peak
 from .workload import DTYPES, PROMPT_SHAPE, Conditions, Contender, Workload
@@ -48,10 +48,11 @@ class Hello:
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """One step. peak_bytes: of memory, since the first step."""
+    """One step. peak_bytes: of memory, since the first step. fired: whether the identity loss acted in it."""
 
     seconds: float
     peak_bytes: int
+    fired: bool = False
 
 
 # -- the command's end -------------------------------------------------------------------------------------------------
@@ -186,10 +187,12 @@ def timed(contender: Contender, conditions: Conditions) -> Turn:
     if on_card:
         torch.cuda.synchronize(conditions.device)
     started = clock()
-    contender.step()
+    told = contender.step()
     if on_card:
         torch.cuda.synchronize(conditions.device)
-    return Turn(seconds=clock() - started, peak_bytes=peak_bytes(conditions.device))
+    seconds = clock() - started
+    fired = isinstance(told, LossTerms) and told.num_identity > 0
+    return Turn(seconds=seconds, peak_bytes=peak_bytes(conditions.device), fired=fired)
 
 
 if __name__ == "__main__":

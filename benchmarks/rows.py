@@ -16,7 +16,8 @@ GRAMMAR = "NAME:PIXELS:PAIRS, then :bf16 and :checkpointing where wanted"
 class Kind:
     """first and second change the plain W0 of a size. bars: pixels -> what their ratio may be at most.
 
-    saves_memory: whether the first may not take more than the second.
+    saves_memory: whether the first may not take more than the second. uneven: whether some of the first's steps do more
+    than others; the ratio is then of means.
     """
 
     title: str
@@ -24,6 +25,7 @@ class Kind:
     second: Callable[[Workload], Workload]
     bars: Mapping[int, float] = field(default_factory=dict)
     saves_memory: bool = False
+    uneven: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +89,11 @@ KINDS: dict[str, Kind] = {
         title="attention refocusing, on / off", first=having("refocusing"), second=having(), bars={256: 1.05, 512: 1.05}
     ),
     "identity": Kind(
-        title="identity loss, on / off, steps of 1:1:1",
+        title="identity loss, on / off, steps of 1:1:1, of means",
         first=having("three tasks", "identity"),
         second=having("three tasks"),
         bars={512: 1.25},
+        uneven=True,
     ),
     "identity-firing": Kind(
         title="identity loss, on / off, steps where it fires",

@@ -87,7 +87,10 @@ def report(rows: list[Row], conditions: Conditions, limit_tflops: float | None) 
     clock = "CPU seconds" if (conditions.device, conditions.threads) == ("cpu", 1) else "seconds"
     yield "# One training step\n"
     yield "\n".join(f"- {name}: {fact}" for name, fact in describe(conditions).items())
-    yield f"\nSeconds are {clock} a step: median (lowest-highest); ratio: of the pairs, first / second.\n\n{HEADER}"
+    yield (
+        f"\nSeconds are {clock} a step: median (lowest-highest); ratio: first / second, the median of the pairs' own "
+        f"or, where the row says so, that of the means.\n\n{HEADER}"
+    )
     about: dict[str, None] = {}
     with Stable(conditions) as stable:
         for row in rows:

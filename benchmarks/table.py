@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .process import Turn
 from .rows import Row
 from .turns import ratio
 
 COLUMNS = (
-    "row", "px", "first, s", "second, s", "ratio, median [95 %]", "bar", "pairs", "peak, GB", "TFLOP", "of limit",
+    "row", "px", "first, s", "second, s", "ratio [95 %]", "bar", "pairs", "peak, GB", "TFLOP", "of limit",
 )  # fmt: skip
 HEADER = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
@@ -33,19 +33,20 @@ class Side:
 
 
 def line(row: Row, first: Side, second: Side, limit_tflops: float | None) -> str:
-    """One line of the table. limit_tflops: what the card can do in a second."""
-    found = ratio(first.seconds, second.seconds)
+    """One line of the table. limit_tflops: what the card can do in a second in bf16."""
+    found = ratio(first.seconds, second.seconds, of_means=row.kind.uneven)
+    counted = replace(first, flops=0) if row.kind.uneven else first  # no step's count is that of all
     cells = [
         row.title,
         str(row.plain.pixels),
         spread(first.seconds),
         spread(second.seconds),
-        f"{found.median:.3f} [{found.low:.3f}, {found.high:.3f}]",
+        f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]",
         bar(row, found.high, first, second),
-        str(len(first.seconds)),
+        pairs(row, first),
         both(*(f"{side.peak_bytes / 1e9:.2f}" for side in (first, second))),
-        both(*(tera(side.flops) for side in (first, second))),
-        both(*(share(side, limit_tflops) for side in (first, second))),
+        both(*(tera(side.flops) for side in (counted, second))),
+        both(*(share(side, limit_tflops) for side in (counted, second))),
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -53,6 +54,12 @@ def line(row: Row, first: Side, second: Side, limit_tflops: float | None) -> str
 def spread(values: Sequence[float]) -> str:
     """Median, lowest and highest."""
     return f"{statistics.median(values):.3f} ({min(values):.3f}-{max(values):.3f})"
+
+
+def pairs(row: Row, first: Side) -> str:
+    """How many, and in how many the identity loss acted, where that varies."""
+    count = str(len(first.turns))
+    return f"{count}, fired in {sum(turn.fired for turn in first.turns)}" if row.kind.uneven else count
 
 
 def bar(row: Row, high: float, first: Side, second: Side) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 T = TypeVar("T")
+Pairs = Sequence[tuple[float, float]]
 NUM_BOOTSTRAPS = 10_000
 
 
@@ -24,17 +25,29 @@ def take_turns(first: Callable[[], T], second: Callable[[], T], pairs: int) -> t
 
 @dataclass(frozen=True)
 class Ratio:
-    """A median, and the middle 95 % of medians of as many pairs drawn from these again and again."""
+    """A figure over all pairs, and the middle 95 % of what as many pairs give, drawn from these again and again."""
 
-    median: float
+    value: float
     low: float
     high: float
 
 
-def ratio(first: Sequence[float], second: Sequence[float]) -> Ratio:
-    """first / second, pair by pair."""
-    ratios = [a / b for a, b in zip(first, second, strict=True)]
+def ratio(first: Sequence[float], second: Sequence[float], of_means: bool = False) -> Ratio:
+    """first / second: the median of the pairs' own ratios, or the ratio of the means.
+
+    of_means: for steps that do not all do the same work. A median would tell of the commoner ones alone.
+    """
+    figure = mean_ratio if of_means else median_ratio
+    pairs = list(zip(first, second, strict=True))
     draw = random.Random(0)
-    medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(NUM_BOOTSTRAPS))
+    found = sorted(figure(draw.choices(pairs, k=len(pairs))) for _ in range(NUM_BOOTSTRAPS))
     outside = NUM_BOOTSTRAPS // 40
-    return Ratio(statistics.median(ratios), medians[outside], medians[-outside - 1])
+    return Ratio(figure(pairs), found[outside], found[-outside - 1])
+
+
+def median_ratio(pairs: Pairs) -> float:
+    return statistics.median(a / b for a, b in pairs)
+
+
+def mean_ratio(pairs: Pairs) -> float:
+    return sum(a for a, _ in pairs) / sum(b for _, b in pairs)

@@ -17,7 +17,7 @@ def test_a_line_says_all_that_was_found():
         "px": "64",
         "first, s": "2.000 (1.000-3.000)",
         "second, s": "2.000 (2.000-2.000)",
-        "ratio, median [95 %]": "1.000 [0.500, 1.500]",
+        "ratio [95 %]": "1.000 [0.500, 1.500]",
         "bar": "<= 1.05: MISSED, memory: met",  # the interval's upper end counts
         "pairs": "3",
         "peak, GB": "4.00 / 5.00",
@@ -29,6 +29,17 @@ def test_a_line_says_all_that_was_found():
 def test_a_peer_that_takes_less_memory_or_is_no_slower_shows():
     row = parse_row("kohya:64:3")
     assert "<= 1.05: met, memory: MISSED" in line(row, side(1, gigabytes=5.0), side(1), None)
+
+
+def test_steps_that_do_not_all_do_the_same_are_told_by_their_means():
+    """The identity loss fired in one of two: no single count of operations is that of its steps."""
+    row = parse_row("identity:512:2:bf16")
+    fired = Side(turns=[Turn(seconds=s, peak_bytes=1, fired=s > 1) for s in (1.0, 2.0)], flops=10**12)
+    told = line(row, fired, side(1.0, 1.0, flops=10**12), limit_tflops=1.0)
+    assert "of means" in told
+    assert "| 1.500 [1.000, 2.000] |" in told
+    assert "| 2, fired in 1 |" in told
+    assert told.endswith("| - / 1 | - / 100% |")
 
 
 def test_what_could_not_be_counted_is_a_dash():
