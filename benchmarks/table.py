@@ -36,6 +36,7 @@ def line(row: Row, first: Side, second: Side, limit_tflops: float | None) -> str
     """One line of the table. limit_tflops: what the card can do in a second in bf16."""
     found = ratio(first.seconds, second.seconds, of_means=row.kind.uneven)
     counted = replace(first, flops=0) if row.kind.uneven else first  # no step's count is that of all
+    limit = limit_tflops if row.plain.dtype == "bf16" else None
     cells = [
         row.title,
         str(row.plain.pixels),
@@ -46,7 +47,7 @@ def line(row: Row, first: Side, second: Side, limit_tflops: float | None) -> str
         pairs(row, first),
         both(*(f"{side.peak_bytes / 1e9:.2f}" for side in (first, second))),
         both(*(tera(side.flops) for side in (counted, second))),
-        both(*(share(side, limit_tflops) for side in (counted, second))),
+        both(*(share(side, limit) for side in (counted, second))),
     ]
     return f"| {' | '.join(cells)} |"
 

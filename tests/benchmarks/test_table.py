@@ -10,10 +10,10 @@ def side(*seconds: float, gigabytes: float = 4.0, flops: int = 2 * 10**12) -> Si
 
 
 def test_a_line_says_all_that_was_found():
-    told = line(parse_row("kohya:64:3"), side(1, 2, 3), side(2, 2, 2, gigabytes=5.0, flops=10**12), limit_tflops=4.0)
+    told = line(parse_row("kohya:64:3:bf16"), side(1, 2, 3), side(2, 2, 2, gigabytes=5.0, flops=10**12), limit_tflops=4.0)
     cells = dict(zip(COLUMNS, (cell.strip() for cell in told.strip("| ").split(" | ")), strict=True))
     assert cells == {
-        "row": "W0, ours / kohya sd-scripts, fp32",
+        "row": "W0, ours / kohya sd-scripts, bf16",
         "px": "64",
         "first, s": "2.000 (1.000-3.000)",
         "second, s": "2.000 (2.000-2.000)",
@@ -40,6 +40,10 @@ def test_steps_that_do_not_all_do_the_same_are_told_by_their_means():
     assert "| 1.500 [1.000, 2.000] |" in told
     assert "| 2, fired in 1 |" in told
     assert told.endswith("| - / 1 | - / 100% |")
+
+
+def test_the_limit_is_that_of_bf16_alone():
+    assert line(parse_row("kohya:64:1"), side(1), side(1), limit_tflops=4.0).endswith("| 2 / 2 | - / - |")
 
 
 def test_what_could_not_be_counted_is_a_dash():
