@@ -13,6 +13,7 @@ from .turns import ratio
 COLUMNS = (
     "row", "px", "first, s", "second, s", "ratio [95 %]", "bar", "pairs", "peak, GB", "TFLOP", "of limit",
 )  # fmt: skip
+ENOUGH_PAIRS = 30  # for a bar
 HEADER = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
 
@@ -64,10 +65,11 @@ def pairs(row: Row, first: Side) -> str:
 
 
 def bar(row: Row, high: float, first: Side, second: Side) -> str:
-    """A bar is met if the upper end of the interval is within it."""
+    """A bar is met if the upper end of the interval is within it, which few pairs do not prove."""
     told = []
     if row.bar is not None:
-        told.append(f"<= {row.bar:.3g}: {verdict(high <= row.bar)}")
+        few = ", few pairs" if high <= row.bar and len(first.turns) < ENOUGH_PAIRS else ""
+        told.append(f"<= {row.bar:.3g}: {verdict(high <= row.bar)}{few}")
     if row.kind.saves_memory:
         told.append(f"memory: {verdict(first.peak_bytes <= second.peak_bytes)}")
     return ", ".join(told) or "-"

@@ -10,7 +10,8 @@ def side(*seconds: float, gigabytes: float = 4.0, flops: int = 2 * 10**12) -> Si
 
 
 def test_a_line_says_all_that_was_found():
-    told = line(parse_row("kohya:64:3:bf16"), side(1, 2, 3), side(2, 2, 2, gigabytes=5.0, flops=10**12), limit_tflops=4.0)
+    row, theirs = parse_row("kohya:64:3:bf16"), side(2, 2, 2, gigabytes=5.0, flops=10**12)
+    told = line(row, side(1, 2, 3), theirs, limit_tflops=4.0)
     cells = dict(zip(COLUMNS, (cell.strip() for cell in told.strip("| ").split(" | ")), strict=True))
     assert cells == {
         "row": "W0, ours / kohya sd-scripts, bf16",
@@ -28,7 +29,12 @@ def test_a_line_says_all_that_was_found():
 
 def test_a_peer_that_takes_less_memory_or_is_no_slower_shows():
     row = parse_row("kohya:64:3")
-    assert "<= 1.05: met, memory: MISSED" in line(row, side(1, gigabytes=5.0), side(1), None)
+    assert "<= 1.05: met, memory: MISSED" in line(row, side(*[1] * 30, gigabytes=5.0), side(*[1] * 30), None)
+
+
+def test_a_bar_wants_thirty_pairs():
+    assert "<= 1.05: met, few pairs |" in line(parse_row("refocusing:512:29"), side(*[1] * 29), side(*[1] * 29), None)
+    assert "<= 1.05: met |" in line(parse_row("refocusing:512:30"), side(*[1] * 30), side(*[1] * 30), None)
 
 
 def test_steps_that_do_not_all_do_the_same_are_told_by_their_means():
