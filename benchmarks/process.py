@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -24,7 +24,7 @@ import torch
 from magicapture_core.types import LossTerms, MagiCaptureError
 
 from .counting import counted_flops, peak_bytes, reset_peak
-from .workload import DTYPES, PROMPT_SHAPE, Conditions, Contender, Workload
+from .workload import DTYPES, PROMPT_SHAPE, Conditions, Contender, Method, Workload
 
 ROOT = Path(__file__).parents[1]
 METHODS = {"ours": "ours", "diffusers": "diffusers_example", "kohya": "kohya", "comfyui": "comfyui"}
@@ -56,6 +56,15 @@ class Turn:
 
 
 # -- the command's end -------------------------------------------------------------------------------------------------
+
+
+class Ended(MagiCaptureError):
+    """A process has died: with the end of its log, of which `reason` is the last line."""
+
+    def __init__(self, method: Method, code: int, log: str) -> None:
+        super().__init__(f"{method} ended with {code}: {log}")
+        last = "".join(log.splitlines()[-1:])
+        self.method, self.reason = method, f"{method} ended with {code}: {last}"
 
 
 class Process:
@@ -92,17 +101,18 @@ class Process:
 
     def _ask(self, line: str) -> None:
         assert self._child.stdin
-        self._child.stdin.write(line + "\n")
-        self._child.stdin.flush()
+        with suppress(BrokenPipeError):  # it has died, and `_answer` says of what
+            self._child.stdin.write(line + "\n")
+            self._child.stdin.flush()
 
     def _answer(self) -> dict[str, Any]:
-        """Raises MagiCaptureError with the end of its log if it has died."""
+        """Raises Ended if it has died."""
         assert self._child.stdout
         if line := self._child.stdout.readline():
             return json.loads(line)
         code = self._child.wait()  # -9: killed, mostly for memory
         self._log.seek(0)
-        raise MagiCaptureError(f"{self.workload.method} ended with {code}: {self._log.read()[-LAST_WORDS:].strip()}")
+        raise Ended(self.workload.method, code, self._log.read()[-LAST_WORDS:].strip())
 
 
 class Stable:

@@ -14,13 +14,15 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from magicapture_core.types import MagiCaptureError
 
 from .checkpoint import SD15, write_checkpoint
 from .machine import describe
-from .process import Hello, Stable
+from .process import Ended, Hello, Stable
 from .rows import GRAMMAR, KINDS, PLANS, Row, parse_row
-from .table import HEADER, Side, line
+from .table import HEADER, Side, line, not_run
 from .turns import take_turns
 from .workload import NUM_PARAMETERS, Conditions
 
@@ -31,6 +33,7 @@ W0_ON_BOTH_SIDES = ("diffusers", "kohya")
 def main() -> int:
     arguments = parser().parse_args()
     try:
+        check_device(arguments.device)
         rows = chosen(arguments)
         with tempfile.TemporaryDirectory() as folder:
             write_checkpoint(Path(folder), SD15)
@@ -67,6 +70,14 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def check_device(device: str) -> None:
+    """Raises MagiCaptureError for a device that is not there, or that nothing here knows how to time."""
+    cards = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    known = ["cpu", *(["cuda", *cards] if cards else [])]
+    if device not in known:
+        raise MagiCaptureError(f"--device {device}: on this machine take {' or '.join(known)}")
+
+
 def chosen(arguments: argparse.Namespace) -> list[Row]:
     """The rows that were asked for, or else the plan of the device, less the peers of which no tree was given.
 
@@ -83,7 +94,7 @@ def chosen(arguments: argparse.Namespace) -> list[Row]:
 
 
 def report(rows: list[Row], conditions: Conditions, limit_tflops: float | None) -> Iterator[str]:
-    """The whole text, part by part as it comes to be known."""
+    """The whole text, part by part as it comes to be known. A row whose peer cannot be run says why instead."""
     clock = "CPU seconds" if (conditions.device, conditions.threads) == ("cpu", 1) else "seconds"
     yield "# One training step\n"
     yield "\n".join(f"- {name}: {fact}" for name, fact in describe(conditions).items())
@@ -95,8 +106,15 @@ def report(rows: list[Row], conditions: Conditions, limit_tflops: float | None) 
     with Stable(conditions) as stable:
         for row in rows:
             first, second = stable.get(*row.workloads)
-            check_alike(row, first.hello, second.hello)
-            turns = take_turns(first.step, second.step, row.pairs)
+            try:
+                check_alike(row, first.hello, second.hello)
+                turns = take_turns(first.step, second.step, row.pairs)
+            except Ended as error:
+                if error.method == "ours":
+                    raise
+                print(error, file=sys.stderr)
+                yield not_run(row, error.reason)
+                continue
             sides = (Side(turns=turns[0], flops=first.hello.flops), Side(turns=turns[1], flops=second.hello.flops))
             yield line(row, *sides, limit_tflops)
             about |= {f"- {side.hello.about}; torch {side.hello.torch}": None for side in (first, second)}

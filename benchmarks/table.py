@@ -53,6 +53,11 @@ def line(row: Row, first: Side, second: Side, limit_tflops: float | None) -> str
     return f"| {' | '.join(cells)} |"
 
 
+def not_run(row: Row, reason: str) -> str:
+    cells = [row.title, str(row.plain.pixels), f"not run: {reason.replace('|', '/')}"]
+    return f"| {' | '.join(cells + ['-'] * (len(COLUMNS) - len(cells)))} |"
+
+
 def spread(values: Sequence[float]) -> str:
     """Median, lowest and highest."""
     return f"{statistics.median(values):.3f} ({min(values):.3f}-{max(values):.3f})"

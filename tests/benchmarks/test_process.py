@@ -1,12 +1,13 @@
 """The real way of a row at a small UNet: every feature makes its step, and two processes take turns."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import ours
+from benchmarks import ours, step
 from benchmarks.checkpoint import SD15, write_checkpoint
 from benchmarks.counting import counted_flops
 from benchmarks.process import Hello, Process
@@ -80,10 +81,16 @@ def test_a_matrix_product_and_attention_are_counted():
     assert counted_flops(lambda: attention(query, query, query).sum().backward()) > 2 * forward
 
 
-def test_two_processes_take_turns_and_predict_the_same(conditions, monkeypatch):
-    """Ours against diffusers: but for the number of parameters, which is SD1.5's, all as in a real run."""
+def test_two_processes_take_turns_and_predict_the_same(conditions, monkeypatch, tmp_path):
+    """Ours against diffusers: but for the number of parameters, which is SD1.5's, all as in a real run.
+
+    The row before it has a peer that cannot be run, which says why and does not hold up the next.
+    """
     monkeypatch.setattr("benchmarks.step.NUM_PARAMETERS", second_step(conditions)[1])
-    *_, table, about = report([parse_row("diffusers:64:2")], conditions, None)
+    rows = [parse_row("comfyui:64:2"), parse_row("diffusers:64:2")]
+    *_, failed, table, about = report(rows, replace(conditions, trees={"comfyui": str(tmp_path)}), None)
+    assert "| 64 | not run: comfyui ended with 1: ModuleNotFoundError: No module named 'comfy" in failed
+    assert failed.count("|") == table.count("|")
     cells = [cell.strip() for cell in table.strip("| ").split(" | ")]
     assert cells[0] == "W0, ours / diffusers DreamBooth-LoRA, fp32"
     assert cells[6] == "2"
@@ -110,7 +117,24 @@ def test_a_process_that_dies_says_why(conditions):
     process = Process(Workload(method="kohya", pixels=64), conditions)  # no tree
     with pytest.raises(MagiCaptureError, match=r"(?s)kohya ended with 1: .*KeyError: 'kohya'"):
         _ = process.hello
+    with pytest.raises(MagiCaptureError, match="kohya ended with 1"):  # not that its pipe is broken
+        process.step()
     process.close()
+
+
+def test_our_own_death_is_no_row_but_the_end(conditions):
+    conditions = replace(conditions, checkpoint="nowhere")
+    with pytest.raises(MagiCaptureError, match=r"(?s)ours ended with 1: .*nowhere"):
+        list(report([parse_row("mask:64:1")], conditions, None))
+
+
+@pytest.mark.parametrize("device", ["mps", "cuda:99", "toaster"])
+def test_a_device_that_is_none_is_one_line(device, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["benchmarks.step", "--device", device, "mask:64:1"])
+    assert step.main() == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"--device {device}: ")
+    assert told.count("\n") == 1
 
 
 def test_every_method_and_kind_is_known():
