@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import TokenConfig
@@ -35,7 +36,8 @@ class ExtendedEmbedding(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         """input_ids [B,T], those below 0 being learned: -1 is the first row -> [B,T,C] in the table's dtype."""
         old = self.base(input_ids.clamp(min=0))
-        learned = torch.cat(list(self.rows))[(-1 - input_ids).clamp(min=0)]
+        # looked up, not indexed: on several threads the gradient of an index is added up in any order
+        learned = F.embedding((-1 - input_ids).clamp(min=0), torch.cat(list(self.rows)))
         return torch.where((input_ids < 0)[..., None], learned.to(old.dtype), old)
 
 

@@ -1,9 +1,10 @@
 import pytest
 import torch
+from torch import nn
 
 from magicapture_core.backbone import tiny
 from magicapture_core.config import TokenConfig
-from magicapture_core.tokens import Vocabulary, initial_token, injected
+from magicapture_core.tokens import ExtendedEmbedding, Vocabulary, initial_token, injected
 from magicapture_core.types import MagiCaptureError, Token
 
 
@@ -106,3 +107,18 @@ def test_two_words_of_one_name_are_refused(backbone):
     twice = [token(name, "<a>", torch.zeros(1, backbone.prompt_dim)) for name in ("subject", "style")]
     with pytest.raises(MagiCaptureError, match="<a>"):
         Vocabulary.of(backbone.tokenizer, twice)
+
+
+def test_the_gradient_of_a_word_is_the_same_bits_on_several_threads():
+    """A word that stands in many places: its gradient is a long sum, and must always be added up in one order."""
+    tokens = [Token(name="subject", placeholder="<a>", initializer="", vectors=torch.randn(2, 256))]
+    extended = ExtendedEmbedding(nn.Embedding(8, 256).requires_grad_(False), tokens)
+    input_ids = torch.randint(-2, 8, (16, 77), generator=torch.Generator().manual_seed(0))
+    weights = torch.randn(16, 77, 256, generator=torch.Generator().manual_seed(1))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        gradients = [torch.autograd.grad((extended(input_ids) * weights).sum(), [*extended.rows])[0] for _ in range(50)]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
