@@ -21,6 +21,10 @@ MAX_BUCKETS = 8
 MAX_CELL = 256  # pixels, of one picture in the sheets over steps and over map sizes
 # Dark to light without red against green: the order of the colours survives every colour blindness and a grey print.
 RAMP = torch.tensor([(0.04, 0.04, 0.24), (0.36, 0.14, 0.56), (0.86, 0.34, 0.36), (1.0, 0.72, 0.22), (1.0, 1.0, 0.86)])
+EMPTY = (
+    "record: it holds no attention maps; sample with the recorded MODEL first, and raise max_grid if the picture is so "
+    "large that every map is finer"
+)
 LUMA = torch.tensor([0.299, 0.587, 0.114])  # what R, G and B weigh in a grey picture
 
 
@@ -100,10 +104,7 @@ class AttentionRecord:
         with self._lock:
             maps = [self._mean(index, grid) for grid in self.grids]
         if not maps:
-            raise MagiCaptureError(
-                "record: it holds no attention maps; sample with the recorded MODEL first, and raise max_grid if the "
-                "picture is so large that every map is finer"
-            )
+            raise MagiCaptureError(EMPTY)
         size = size or max(map(_grid_of, maps))
         return torch.stack([enlarge(mean, size) for mean in maps]).mean(0)
 
@@ -186,17 +187,32 @@ def strips(record: AttentionRecord, images: Tensor) -> list[Tensor]:
     """
     from .images import contact_sheet
 
-    images = _shrink(images)
-    size, buckets = _size(record, images), record.buckets
-    rows = []  # one [B,n,H,W] for every word
-    for word in record.words:
-        rows.append(stretch(torch.stack([record.part(bucket=bucket).attention(word, size) for bucket in buckets], 1)))
-    labels = [f"{word} {_span(record.steps(bucket))}" for word in record.words for bucket in buckets]
+    labels = [_moment(word, record, bucket) for word in record.words for bucket in record.buckets]
+    rows = [_over_steps(record, word, _shrink(images)) for word in record.words]
+    return [
+        contact_sheet([cell for row in rows for cell in row[picture]], len(record.buckets), labels)
+        for picture in range(len(images))
+    ]
+
+
+def frames(record: AttentionRecord, images: Tensor) -> Tensor:
+    """The same maps one bucket after the other, [n,3,H',W']: a row for every picture, a column for every word."""
+    from .images import contact_sheet
+
+    columns = [_over_steps(record, word, _shrink(images)) for word in record.words]
     sheets = []
-    for picture, image in enumerate(images):
-        cells = [cell for row in rows for cell in overlay(image.expand(len(buckets), -1, -1, -1), row[picture])]
-        sheets.append(contact_sheet(cells, len(buckets), labels))
-    return sheets
+    for place, bucket in enumerate(record.buckets):
+        cells = [column[picture, place] for picture in range(len(images)) for column in columns]
+        labels = [_moment(word, record, bucket) for word in record.words] * len(images)
+        sheets.append(contact_sheet(cells, len(columns), labels))
+    return torch.stack(sheets)
+
+
+def _over_steps(record: AttentionRecord, word: str, images: Tensor) -> Tensor:
+    """[B,n,3,H,W]: the word's maps over images [B,3,H,W], one for every step bucket, on one scale per picture."""
+    size = _size(record, images)
+    maps = [record.part(bucket=bucket).attention(word, size) for bucket in record.buckets]
+    return torch.stack([overlay(images, heat) for heat in stretch(torch.stack(maps, 1)).unbind(1)], 1)
 
 
 def resolutions(record: AttentionRecord, images: Tensor) -> list[Tensor]:
@@ -219,7 +235,9 @@ def _shrink(images: Tensor) -> Tensor:
 
 
 def _size(record: AttentionRecord, images: Tensor) -> Grid:
-    if record.num_pictures not in (0, len(images)):  # an empty record has its own message
+    if not record.num_pictures:
+        raise MagiCaptureError(EMPTY)
+    if record.num_pictures != len(images):
         raise MagiCaptureError(
             f"images: {len(images)} pictures, but attention of {record.num_pictures}; connect the pictures that were "
             "sampled with the recorded MODEL"
@@ -227,6 +245,7 @@ def _size(record: AttentionRecord, images: Tensor) -> Grid:
     return images.shape[-2], images.shape[-1]
 
 
-def _span(steps: range) -> str:
-    """`step 3` or `steps 4-6`, counted from 1."""
-    return f"step {steps[0] + 1}" if len(steps) == 1 else f"steps {steps[0] + 1}-{steps[-1] + 1}"
+def _moment(word: str, record: AttentionRecord, bucket: int) -> str:
+    """`dog step 3` or `dog steps 4-6`, counted from 1."""
+    steps = record.steps(bucket)
+    return f"{word} " + (f"step {steps[0] + 1}" if len(steps) == 1 else f"steps {steps[0] + 1}-{steps[-1] + 1}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from .sockets import (
 )
 
 RecordType = io.Custom("ATTENTION_RECORD")
+FRAMES_PER_SECOND = 2.0
 
 WORDS_TOOLTIP = (
     "What to look for, separated by commas or lines, as it stands in the prompt: words, several words in a row, "
@@ -163,6 +165,16 @@ class AttentionMapViewer(io.ComfyNode):
                     display_name="report",
                     tooltip="Attention of every word in numbers; with a mask, the share that leaks outside.",
                 ),
+                io.Image.Output(
+                    display_name="resolutions",
+                    tooltip="The maps of each size that the model makes, one sheet per picture: a row per word, a "
+                    "column per size, coarse to fine.",
+                ),
+                io.Image.Output(
+                    display_name="frames",
+                    tooltip="The strip as an animation, a frame per range of steps: a row per picture, a column per "
+                    "word. Connect to a node that saves videos or animated pictures.",
+                ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
@@ -176,21 +188,28 @@ class AttentionMapViewer(io.ComfyNode):
         mask: Tensor | None = None,
         **sampling: Any,
     ) -> io.NodeOutput:
-        from ..magicapture_core.heatmaps import overlays, strips
+        from ..magicapture_core import heatmaps
 
         if record is None:
             record, images = record_sampling(**sampling)
         if images is None:
             raise MagiCaptureError("images: connect the pictures that were sampled with the recorded MODEL")
         pictures = to_core(images)
-        overlay = overlays(record, pictures)[None]
+        overlay = heatmaps.overlays(record, pictures)[None]
+        strips, grids = (torch.stack(draw(record, pictures)) for draw in (heatmaps.strips, heatmaps.resolutions))
+        frames = to_comfy(heatmaps.frames(record, pictures))
         report = describe(record, None if mask is None else masks_to_core(mask))
+        shown = show(report, overlay, cls)
+        shown["images"] += animation(frames, cls)
+        shown["animated"] = (True,)  # tells the page to look at each file's kind
         return io.NodeOutput(
             to_comfy(overlay),
-            to_comfy(torch.stack(strips(record, pictures))),
+            to_comfy(strips),
             masks_to_comfy(word_masks(record, pictures, threshold)),
             report,
-            ui=show(report, overlay, cls),
+            to_comfy(grids),
+            frames,
+            ui=shown,
         )
 
 
@@ -241,6 +260,15 @@ def word_masks(record: Any, images: Tensor, threshold: float) -> Tensor:
     """[B * K,1,H,W]: all words of the first picture, then all of the second."""
     masks = [record.masks(word, (images.shape[-2], images.shape[-1]), threshold) for word in record.words]
     return torch.stack(masks, 1).flatten(0, 1)
+
+
+def animation(frames: Tensor, cls: Any) -> list[Any]:
+    """IMAGE frames as one animated picture in ComfyUI's folder of previews, as an entry of what a node shows."""
+    from comfy_api.latest import ui
+
+    options = {"fps": FRAMES_PER_SECOND, "lossless": False, "quality": 85, "method": 4}
+    folder, prefix = io.FolderType.temp, f"magicapture_maps_{uuid.uuid4().hex[:8]}"
+    return [ui.ImageSaveHelper.save_animated_webp(frames, prefix, folder, cls, **options)]
 
 
 def describe(record: Any, masks: Tensor | None) -> str:

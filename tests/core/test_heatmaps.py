@@ -173,3 +173,19 @@ def test_sheets_hold_words_pictures_buckets_and_grids(record: AttentionRecord) -
     assert 3 * 48 <= strips[0].shape[2] < 4 * 48
     assert not torch.equal(strips[0], strips[1])
     assert 2 * 48 <= resolutions[0].shape[2] < 3 * 48
+
+
+def test_frames_are_the_columns_of_the_strip() -> None:
+    """Of one picture and one word: what stands under step 2 of the strip is the second frame."""
+    generator = torch.Generator().manual_seed(6)
+    seen = AttentionRecord(["face"])
+    for step in range(3):
+        seen.add(step, 3, [torch.rand(1, 1, 2, 4, 4, generator=generator)])
+    images = torch.rand(1, 3, 64, 64, generator=generator)
+    frames, (strip,) = heatmaps.frames(seen, images), heatmaps.strips(seen, images)
+    assert len(frames) == 3
+    gap = 2
+    for step, frame in enumerate(frames):
+        left = gap + step * (64 + gap)
+        assert torch.equal(frame[:, gap : gap + 64, gap : gap + 64], strip[:, gap : gap + 64, left : left + 64])
+    assert not torch.equal(frames[0], frames[1])

@@ -302,11 +302,15 @@ def check_learned_words_are_found_as_placeholder_and_as_file(pack, loaded):
 
 
 def viewer(pack, **inputs):
+    return view(pack, **inputs).result
+
+
+def view(pack, **inputs):
     widgets = {"prompt": PROMPT, "negative_prompt": "blurry", "words": "dog, photo", "width": 64, "height": 64}
     widgets |= {**RUN, "num_images": 2, "threshold": 0.5, "max_grid": 32}
     node = part(pack, "nodes.attention").AttentionMapViewer
     node.hidden = SimpleNamespace(prompt=None, extra_pnginfo=None, unique_id="1")
-    return node.execute(**{**widgets, **inputs}).result
+    return node.execute(**{**widgets, **inputs})
 
 
 def check_the_viewer_samples_what_the_ksampler_samples(pack, loaded):
@@ -318,21 +322,23 @@ def check_the_viewer_samples_what_the_ksampler_samples(pack, loaded):
     start = comfy.sample.prepare_noise(torch.zeros(2, 4, 8, 8), RUN["seed"])
     images = vae.decode(sample(watched, clip, start))
     given = viewer(pack, record=seen, images=images)
-    for ours, theirs in zip(own[:3], given[:3], strict=True):
-        assert torch.equal(ours, theirs)
-    assert own[3] == given[3]
+    for ours, theirs in zip(own, given, strict=True):
+        assert ours == theirs if isinstance(ours, str) else torch.equal(ours, theirs)
 
 
 def check_the_viewer_gives_what_its_sockets_promise(pack, loaded):
     model, clip, vae = loaded
     mask = torch.zeros(1, 64, 64)
     mask[:, :, :16] = 1
-    overlay, strip, masks, report = viewer(pack, model=model, clip=clip, vae=vae, mask=mask)
+    overlay, strip, masks, report, grids, frames = viewer(pack, model=model, clip=clip, vae=vae, mask=mask)
     assert overlay.shape[0] == 1
     assert overlay.shape[1] >= 2 * 64
     assert overlay.shape[2] >= 2 * 64
     assert strip.shape[0] == 2
     assert strip.shape[2] >= 3 * 64
+    assert grids.shape[0] == 2
+    assert frames.shape[0] == 3  # of as many ranges of steps
+    assert frames.shape[2] >= 2 * 64
     assert masks.shape == (2 * 2, 64, 64)
     assert set(masks.unique().tolist()) == {0.0, 1.0}
     lines = report.splitlines()
@@ -379,3 +385,17 @@ def check_maps_are_drawn_live(pack, loaded):
     finally:
         args.preview_method = usual
         set_progress_bar_global_hook(None)
+
+
+def check_the_node_plays_the_steps(pack, loaded):
+    """Beside the overlay the page gets one animated picture, a frame per range of steps."""
+    import folder_paths
+    from PIL import Image
+
+    model, clip, vae = loaded
+    shown = view(pack, model=model, clip=clip, vae=vae).ui
+    assert shown["animated"] == (True,)
+    overlay, played = ({**entry} for entry in shown["images"])
+    assert overlay["filename"].endswith(".png")
+    with Image.open(f"{folder_paths.get_temp_directory()}/{played['filename']}") as animation:
+        assert animation.n_frames == 3
