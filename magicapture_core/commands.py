@@ -222,9 +222,9 @@ def models(arguments: Namespace) -> Result:
         "models": [
             {
                 "file": str(model.path(folder)),
-                "there": model.path(folder).is_file(),
+                "there": model.find([model.path(folder).parent]) is not None,
                 "purpose": model.purpose,
-                "licence": model.licence + ("" if model.commercial_use else " (non-commercial)"),
+                "licence": model.terms,
                 "get": model.get,
             }
             for model in known.KNOWN_MODELS

@@ -95,6 +95,15 @@ class KnownModel:
         """Where it belongs, given MagiCapture's own models folder, which lies in ComfyUI's."""
         return folder.parent / self.folder / self.file if self.folder != "magicapture" else folder / self.file
 
+    def find(self, folders: Sequence[Path]) -> Path | None:
+        """Where it is in one of `folders` or below, as other packs keep some."""
+        return next((path for folder in folders for path in folder.rglob(self.file)), None)
+
+    @property
+    def terms(self) -> str:
+        """The licence, and plainly whether it allows commercial use."""
+        return self.licence + ("" if self.commercial_use else " (non-commercial)")
+
 
 KNOWN_MODELS = (
     *(
@@ -116,6 +125,22 @@ KNOWN_MODELS = (
             get=REMEDIES["tokenizer"],
         )
         for name in TOKENIZER_FILES
+    ),
+    KnownModel(
+        file="w600k_r50.onnx",
+        folder="insightface",
+        purpose="tells whose face it is (buffalo_l): identity loss, likeness; any subfolder will do",
+        licence="insightface's models, for research",
+        get="https://github.com/deepinsight/insightface/tree/master/model_zoo",
+        commercial_use=False,
+    ),
+    KnownModel(
+        file="glintr100.onnx",
+        folder="insightface",
+        purpose="the same, larger (antelopev2)",
+        licence="insightface's models, for research",
+        get="https://github.com/deepinsight/insightface/tree/master/model_zoo",
+        commercial_use=False,
     ),
     KnownModel(
         file="taesd_decoder.safetensors",

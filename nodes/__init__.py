@@ -5,10 +5,23 @@ One file per stage, in the order of the data; each ends with the list of its nod
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import artifact, attention, concepts, masks, objects, photos, recognition, restore, sample, settings, train
+from . import (
+    artifact,
+    attention,
+    concepts,
+    masks,
+    models,
+    objects,
+    photos,
+    recognition,
+    restore,
+    sample,
+    settings,
+    train,
+)
 from .folders import register_models
 
-STAGES = (photos, masks, settings, concepts, train, artifact, sample, attention, restore, recognition, objects)
+STAGES = (photos, masks, settings, concepts, train, artifact, sample, attention, restore, recognition, objects, models)
 
 
 class MagiCaptureExtension(ComfyExtension):
