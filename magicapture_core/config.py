@@ -338,7 +338,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "lora": {"lora_rank": 16, "lora_alpha": 16.0, "targets": "attention+ff"},
         "loss": {
             "attention_downscale": 1,
-            "attention_weight": 0.03,
+            "attention_weight": 0.06,
             "identity_weight": 0.03,
         },
         "inversion": {"num_steps": 48, "token_learning_rate": 4e-3},

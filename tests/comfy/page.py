@@ -1,0 +1,132 @@
+"""ComfyUI's page in a real browser: templates opened, widgets set and Run pressed as a user does it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from .server import ComfyServer
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+VIEWPORT = {"width": 1920, "height": 1080}
+
+
+def missing() -> str:
+    """Why no page can be shown here; empty when one can."""
+    if not any(map(shutil.which, BROWSERS)):
+        return "no Chromium (apt install chromium)"
+    return "" if find_spec("playwright") else "no playwright (pip install playwright)"
+
+
+class ComfyPage:
+    """One open page of a server."""
+
+    def __init__(self, page: Any, server: ComfyServer) -> None:
+        self.page, self.server = page, server
+        self.errors: list[str] = []
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.goto(f"http://127.0.0.1:{server.port}/")
+        page.wait_for_function("window.app && window.app.graph")
+
+    def open_template(self, title: str) -> None:
+        """Out of the Templates page, which a new user's first page opens by itself."""
+        pack = self.page.get_by_text("ComfyUI-MagiCapture", exact=True).first
+        self.page.wait_for_timeout(3000)
+        if not pack.is_visible():
+            self.page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+        pack.click()
+        self.page.get_by_text(title, exact=True).first.click()
+        self.page.wait_for_function("title => document.title.includes(title)", arg=title)
+        self.page.wait_for_function("app.graph._nodes.length > 2")
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """What the page has made of the workflow: `unknown` and `failed` nodes are those it paints red."""
+        return self.page.evaluate(
+            """() => app.graph._nodes.map(node => ({
+                id: node.id, type: node.type, title: node.title,
+                unknown: !(node.type in LiteGraph.registered_node_types), failed: Boolean(node.has_errors),
+                pictures: node.imgs?.length ?? 0,
+                texts: (node.widgets ?? []).filter(w => typeof w.value === 'string').map(w => w.value),
+            }))"""
+        )
+
+    def set_widgets(self, node_type: str, values: dict[str, Any]) -> None:
+        """On every node of the type."""
+        self.page.evaluate(
+            """([type, values]) => app.graph._nodes.filter(node => node.type === type).forEach(node =>
+                Object.entries(values).forEach(([name, value]) => {
+                    node.widgets.find(widget => widget.name === name).value = value
+                }))""",
+            [node_type, values],
+        )
+
+    def connect_new(self, node_type: str, target_type: str, target_input: str) -> None:
+        """Adds a node and joins its first output to an input of the first node of a type."""
+        self.page.evaluate(
+            """([type, targetType, input]) => {
+                const node = LiteGraph.createNode(type)
+                const target = app.graph._nodes.find(other => other.type === targetType)
+                node.pos = [target.pos[0], target.pos[1] - node.size[1] - 80]
+                app.graph.add(node)
+                node.connect(0, target, input)
+            }""",
+            [node_type, target_type, target_input],
+        )
+
+    def press_run(self) -> None:
+        self.page.get_by_role("button", name="Run", exact=True).first.click()
+
+    def wait_until_done(self, seconds: float = 600) -> None:
+        """Until nothing is queued or running. Raises TimeoutError."""
+        deadline = time.monotonic() + seconds
+        while any(self.server.get("/queue").values()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"still running after {seconds} s:\n{self.server.log()[-2000:]}")
+            time.sleep(0.5)
+
+    def show(self, *types: str) -> None:
+        """Fits the view to the nodes of these types, or to all."""
+        self.page.evaluate(
+            """types => {
+                const canvas = app.canvas
+                const shown = app.graph._nodes.filter(node => !types.length || types.includes(node.type))
+                const left = Math.min(...shown.map(node => node.pos[0]))
+                const top = Math.min(...shown.map(node => node.pos[1])) - 40
+                const right = Math.max(...shown.map(node => node.pos[0] + node.size[0]))
+                const bottom = Math.max(...shown.map(node => node.pos[1] + node.size[1]))
+                const [width, height] = [canvas.canvas.clientWidth, canvas.canvas.clientHeight]
+                const scale = Math.min((width - 140) / (right - left), (height - 140) / (bottom - top), 1.5)
+                canvas.ds.scale = scale
+                canvas.ds.offset[0] = (width / scale - left - right) / 2
+                canvas.ds.offset[1] = (height / scale - top - bottom) / 2 + 20 / scale
+                canvas.setDirty(true, true)
+            }""",
+            list(types),
+        )
+        self.page.wait_for_timeout(500)
+
+    def screenshot(self, path: Path) -> Path:
+        self.page.screenshot(path=path)
+        return path
+
+
+@contextmanager
+def opened(server: ComfyServer) -> Iterator[ComfyPage]:
+    """A page of a browser of its own. Ask `missing` first."""
+    from playwright.sync_api import sync_playwright
+
+    browser_path = next(filter(None, map(shutil.which, BROWSERS)))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=QUIET)
+        try:
+            page = browser.new_page(viewport=VIEWPORT)
+            page.set_default_timeout(60_000)
+            yield ComfyPage(page, server)
+        finally:
+            browser.close()
