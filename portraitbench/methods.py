@@ -88,7 +88,7 @@ TWO_TASKS = ("source", "reference")
 NO_EXTRAS = {"attention_weight": 0, "identity_weight": 0}
 # Not tuned: with these the losses have about as much gradient as attention refocusing at BASE's weight, at the start of
 # phase 2 and after some steps of it, on two tuning pairs. `tune` has a third and three times of them.
-BREAK_A_SCENE_WEIGHT, FASTCOMPOSER_WEIGHT = 0.08, 1.5
+BREAK_A_SCENE_WEIGHT, FASTCOMPOSER_WEIGHT = 0.16, 3.0
 SPLIT = {"lora": {"adapters": "split"}}
 WITHOUT_COMPOSED = {"tuning": {"tasks": TWO_TASKS}, "loss": {"identity_tasks": ("source",)}}
 
