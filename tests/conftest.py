@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from .checkpoints import Size, make_checkpoint
+from .comfy.page import missing as missing_browser
 from .comfy.trees import find_trees
 
 FULL_BYTES = 8e9
@@ -21,6 +22,8 @@ def obstacle(tier: str) -> str:
     """Why the tier cannot run here; empty when it can."""
     if tier == "comfy":
         return find_trees()[1]
+    if tier == "page":
+        return missing_browser()
     if tier == "full":
         free = psutil.virtual_memory().available
         return "" if free >= FULL_BYTES else f"needs 8 GB of free memory, there are {free / 1e9:.1f} GB"
@@ -29,7 +32,7 @@ def obstacle(tier: str) -> str:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     skipped = config.stash.setdefault(SKIPPED, {})
-    for tier in ("comfy", "full", "gpu"):
+    for tier in ("comfy", "page", "full", "gpu"):
         members = [item for item in items if item.get_closest_marker(tier)]
         if members and (reason := obstacle(tier)):
             skipped[tier] = (reason, len(members))

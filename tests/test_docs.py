@@ -77,6 +77,16 @@ def test_no_link_leads_nowhere() -> None:
         assert dead_links(page.read_text(encoding="utf-8"), PACK) == [], page.name
 
 
+def test_each_of_the_sixteen_complaints_has_its_answer_and_tests_that_exist() -> None:
+    rows = re.findall(r"^\| (\d+) \|.*$", pains := (PACK / "docs" / "pains.md").read_text("utf-8"), re.MULTILINE)
+    assert [int(number) for number in rows] == list(range(1, 17))
+    for row in pains.splitlines()[-16:]:
+        tests = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)
+        assert tests, row
+        for file, name in tests:
+            assert f"def {name}(" in (PACK / file).read_text("utf-8"), (file, name)
+
+
 def test_readme_names_every_file_and_no_other() -> None:
     named = tree_paths(README)
     assert {path for path in named if not (PACK / path).exists()} == set()

@@ -14,7 +14,8 @@ from .server import ComfyServer
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-VIEWPORT = {"width": 1920, "height": 1080}
+QUEUE_SECONDS = 30
+WIDTH, HEIGHT = 2400, 1350  # pixels: node texts can be read in a view of a whole workflow
 
 
 def missing() -> str:
@@ -41,7 +42,7 @@ class ComfyPage:
         if not pack.is_visible():
             self.page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
         pack.click()
-        self.page.get_by_text(title, exact=True).first.click()
+        self.page.get_by_text(title, exact=True).last.click()  # the workflow's own note may have it too
         self.page.wait_for_function("title => document.title.includes(title)", arg=title)
         self.page.wait_for_function("app.graph._nodes.length > 2")
 
@@ -79,22 +80,24 @@ class ComfyPage:
             [node_type, target_type, target_input],
         )
 
-    def press_run(self) -> None:
+    def press_run(self) -> str:
+        """The id of the prompt that the server got. Raises TimeoutError when it got none, since it refused it."""
+        known = set(self.server.get("/history"))
         self.page.get_by_role("button", name="Run", exact=True).first.click()
-
-    def wait_until_done(self, seconds: float = 600) -> None:
-        """Until nothing is queued or running. Raises TimeoutError."""
-        deadline = time.monotonic() + seconds
-        while any(self.server.get("/queue").values()):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"still running after {seconds} s:\n{self.server.log()[-2000:]}")
-            time.sleep(0.5)
+        deadline = time.monotonic() + QUEUE_SECONDS
+        while time.monotonic() < deadline:
+            queued = {entry[1] for entries in self.server.get("/queue").values() for entry in entries}
+            if new := queued | (set(self.server.get("/history")) - known):
+                return new.pop()
+            self.page.wait_for_timeout(100)
+        raise TimeoutError("Run queued nothing; the page marks what is wrong")
 
     def show(self, *types: str) -> None:
         """Fits the view to the nodes of these types, or to all."""
         self.page.evaluate(
             """types => {
                 const canvas = app.canvas
+                canvas.min_font_size_for_lod = 0  // texts stay readable in a large view
                 const shown = app.graph._nodes.filter(node => !types.length || types.includes(node.type))
                 const left = Math.min(...shown.map(node => node.pos[0]))
                 const top = Math.min(...shown.map(node => node.pos[1])) - 40
@@ -125,7 +128,7 @@ def opened(server: ComfyServer) -> Iterator[ComfyPage]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path, args=QUIET)
         try:
-            page = browser.new_page(viewport=VIEWPORT)
+            page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
             page.set_default_timeout(60_000)
             yield ComfyPage(page, server)
         finally:
