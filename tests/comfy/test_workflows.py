@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from .graph import PAGE_ONLY, to_prompt
+from .graph import PAGE_ONLY, to_prompt, value_names
 from .journeys import CHECKPOINT, defaults
 from .server import ComfyServer
 from .trees import PACK
 
+RELEASED = PACK / "tests" / "data" / "released" / "2026-11"  # the workflows as they were then
 FILES = sorted((PACK / "workflows").glob("*.json"))
 SMALL: dict[str, dict[str, Any]] = {  # a small model, small pictures, few steps; everything else as shipped
     "CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT},
@@ -56,6 +57,24 @@ def test_the_file_is_sound(path: Path) -> None:
     with Image.open(path.with_suffix(".jpg")) as thumbnail:
         assert min(thumbnail.size) >= 256
         assert np.asarray(thumbnail.convert("L"), dtype=float).std() > 10
+
+
+def test_yesterdays_workflows_keep_their_meaning(server: ComfyServer) -> None:
+    """Values lie by position: those that a saved file holds still belong to the widgets that they were saved for.
+
+    And its links still join what they joined: inputs by name, outputs by place.
+    """
+    info = server.object_info()
+    widgets = load(RELEASED / "widgets.json")
+    for path in sorted(RELEASED.glob("MagiCapture*.json")):
+        for node in [node for node in load(path)["nodes"] if "MagiCapture" in node["type"]]:
+            then, known = widgets[node["type"]], info[node["type"]]
+            assert len(node["widgets_values"]) == len(then)
+            assert list(value_names(known))[: len(then)] == then, (path.stem, node["type"])
+            sockets = {name for group in known["input"].values() for name in group}
+            assert {socket["name"] for socket in node["inputs"]} <= sockets, (path.stem, node["type"])
+            outputs = [output["type"] for output in node["outputs"]]
+            assert known["output"][: len(outputs)] == outputs, (path.stem, node["type"])
 
 
 def test_photos_to_portrait_needs_six_of_our_nodes() -> None:
