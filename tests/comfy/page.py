@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import time
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from .server import ComfyServer
 
@@ -117,6 +120,29 @@ class ComfyPage:
     def screenshot(self, path: Path) -> Path:
         self.page.screenshot(path=path)
         return path
+
+    def picture_of(self, node_type: str) -> Image.Image:
+        """The first node of the type as the page draws it, title and widgets and all."""
+        self.show(node_type)
+        left, top, width, height = self.page.evaluate(
+            """type => {
+                const node = app.graph._nodes.find(other => other.type === type)
+                const {scale, offset} = app.canvas.ds
+                const canvas = app.canvas.canvas.getBoundingClientRect()
+                const [x, y] = [node.pos[0] + offset[0], node.pos[1] - 30 + offset[1]]
+                const size = [node.size[0], node.size[1] + 30]
+                return [canvas.left + x * scale, canvas.top + y * scale, size[0] * scale, size[1] * scale]
+            }""",
+            node_type,
+        )
+        clip = {"x": left, "y": top, "width": width, "height": height}
+        return Image.open(io.BytesIO(self.page.screenshot(clip=clip)))
+
+    def clear(self) -> None:
+        self.page.evaluate("app.graph.clear()")
+
+    def add(self, node_type: str) -> None:
+        self.page.evaluate("type => app.graph.add(LiteGraph.createNode(type))", node_type)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ FILES = sorted((PACK / "workflows").glob("*.json"))
 SMALL: dict[str, dict[str, Any]] = {  # a small model, small pictures, few steps; everything else as shipped
     "CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT},
     "MagiCaptureFaceMask": {"resolution": 64, "min_face_size": 8},
-    "TrainMagiCaptureLoRA": {"preview_every": 1, "name": "shipped"},
+    "TrainMagiCaptureLoRA": {"preview_every": 0, "name": "shipped"},
     "MagiCaptureComposedPromptSampler": {"width": 64, "height": 64, "steps": 2, "count": 2},
     "EmptyLatentImage": {"width": 64, "height": 64},
     "KSampler": {"steps": 2},

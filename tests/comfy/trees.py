@@ -66,3 +66,12 @@ def find_trees() -> tuple[list[Tree], str]:
     reasons = [entry for entry in found if isinstance(entry, str)]
     nowhere = "no ComfyUI at $COMFYUI_PATH, ~/comfy/ComfyUI or two folders up"
     return trees, "" if trees else "; ".join(reasons) or nowhere
+
+
+def newest_version() -> str:
+    """Of all trees; empty without one. What costs minutes is tested there alone."""
+    return max((tree.version for tree in find_trees()[0]), default="", key=_numbers)
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)]

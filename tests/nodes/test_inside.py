@@ -6,6 +6,8 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -24,18 +26,35 @@ CHECKS = [
 pytestmark = pytest.mark.comfy
 
 
+@pytest.fixture(scope="module")
+def processes(
+    tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path
+) -> Iterator[dict[Tree, tuple[subprocess.Popen[bytes], Path]]]:
+    """One for every tree, side by side, each on a thread of its own: together they take half the time."""
+    environment = os.environ | {"MAGICAPTURE_MODELS": str(models_folder()), "OMP_NUM_THREADS": "1"}
+    with ExitStack() as stack:
+        running = {}
+        for tree in TREES:
+            folder = tmp_path_factory.mktemp(f"inside-{tree.version}")
+            log = stack.enter_context((folder / "log.txt").open("wb"))
+            command = [tree.python, HERE / "inside.py", tree.folder, folder / "results.json", folder / "base"]
+            process = subprocess.Popen(
+                [*command, small_checkpoint], env=environment, stdout=log, stderr=subprocess.STDOUT
+            )
+            stack.callback(process.kill)
+            running[tree] = (process, folder)
+        yield running
+
+
 @pytest.fixture(scope="module", params=TREES or [None], ids=[tree.version for tree in TREES] or ["none"])
 def results(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path
+    request: pytest.FixtureRequest, processes: dict[Tree, tuple[subprocess.Popen[bytes], Path]]
 ) -> dict[str, str]:
-    """Name of each check -> empty, or its traceback. All of a tree share one process."""
-    tree: Tree = request.param
-    folder = tmp_path_factory.mktemp(f"inside-{tree.version}")
+    """Name of each check -> empty, or its traceback."""
+    process, folder = processes[request.param]
+    process.wait()
     file = folder / "results.json"
-    command = [tree.python, HERE / "inside.py", tree.folder, file, folder / "base", small_checkpoint]
-    environment = os.environ | {"MAGICAPTURE_MODELS": str(models_folder())}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert file.exists(), run.stdout[-2000:] + run.stderr[-4000:]
+    assert file.exists(), (folder / "log.txt").read_text("utf-8", "replace")[-4000:]
     return json.loads(file.read_text("utf-8"))
 
 

@@ -1,0 +1,68 @@
+"""The pictures of the help pages and of README, out of ComfyUI's page: `python -m tests.comfy.screenshots`.
+
+Every shipped workflow is opened from the Templates page and run at a small size on a checkpoint of random weights, so
+what a model makes is noise in them; photos, masks and faces are the pack's samples.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from ..checkpoints import make_checkpoint
+from .page import ComfyPage, missing, opened
+from .server import ComfyServer
+from .test_pack import node_ids
+from .test_page import SHIPPED_NAME, make_small
+from .test_workflows import FILES
+from .trees import PACK, find_trees, newest_version
+
+HELP = PACK / "web" / "docs" / "images"
+NODE_WIDTH, PAGE_WIDTH, QUALITY = 560, 1600, 80
+
+
+def main() -> None:
+    if reason := missing():
+        raise SystemExit(reason)
+    tree = next(tree for tree in find_trees()[0] if tree.version == newest_version())
+    with tempfile.TemporaryDirectory() as folder:
+        server = ComfyServer(tree, Path(folder, "base"))
+        try:
+            make_checkpoint(server.base / "models" / "checkpoints" / SHIPPED_NAME, "small")
+            server.wait_until_ready()
+            with opened(server) as page:
+                photograph(page)
+        finally:
+            server.stop()
+
+
+def photograph(page: ComfyPage) -> None:
+    left = set(node_ids())
+    for path in FILES:
+        page.open_template(path.stem)
+        make_small(page)
+        page.server.wait(page.press_run())
+        page.show()
+        shot = Path(page.screenshot(Path(tempfile.gettempdir(), "magicapture-page.png")))
+        save(Image.open(shot), PACK / "docs" / f"workflow-{path.stem.split()[1]}.jpg", PAGE_WIDTH)
+        for node_type in sorted(left & {node["type"] for node in page.nodes()}):
+            save(page.picture_of(node_type), HELP / f"{node_type}.jpg", NODE_WIDTH)
+            left.remove(node_type)
+    for node_type in sorted(left):
+        page.clear()
+        page.add(node_type)
+        save(page.picture_of(node_type), HELP / f"{node_type}.jpg", NODE_WIDTH)
+
+
+def save(picture: Image.Image, path: Path, width: int) -> None:
+    path.parent.mkdir(exist_ok=True)
+    small = picture.convert("RGB")
+    small.thumbnail((width, 10 * width), Image.Resampling.LANCZOS)
+    small.save(path, quality=QUALITY, optimize=True)
+    print(path.relative_to(PACK), small.size, f"{path.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
