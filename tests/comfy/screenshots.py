@@ -61,7 +61,6 @@ def save(picture: Image.Image, path: Path, width: int) -> None:
     small = picture.convert("RGB")
     small.thumbnail((width, 10 * width), Image.Resampling.LANCZOS)
     small.save(path, quality=QUALITY, optimize=True)
-    print(path.relative_to(PACK), small.size, f"{path.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":
