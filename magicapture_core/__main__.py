@@ -37,12 +37,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _words(value: object) -> str:
-    if isinstance(value, list):
-        return "".join(f"\n  {_words(entry)}" for entry in value)
-    if isinstance(value, dict):
+def _words(value: object, indent: str = "\n  ") -> str:
+    """A line each for the entries of lists and of what holds further lists; short dictionaries on one line."""
+    if isinstance(value, list) and value:
+        return "".join(indent + _words(entry, indent + "  ") for entry in value)
+    if isinstance(value, dict) and value:
+        if any(isinstance(entry, list | dict) for entry in value.values()):
+            return "".join(f"{indent}{key}: {_words(entry, indent + '  ')}" for key, entry in value.items())
         return ", ".join(f"{key} {_words(entry)}" for key, entry in value.items())
-    return str(value)
+    return "none" if value in ("", [], {}) else str(value)
 
 
 def positive(text: str) -> int:
@@ -152,6 +155,23 @@ def build_parser() -> argparse.ArgumentParser:
     inspect = command("inspect", commands.inspect, "what a LoRA file holds")
     inspect.add_argument("file", type=Path)
 
+    strip = command(
+        "strip", commands.strip, "a copy of a LoRA file without settings, training, titles and what other tools added"
+    )
+    strip.add_argument("file", type=Path)
+    strip.add_argument("--output", type=Path, required=True, metavar="DIR")
+
+    export = command("export", commands.export, "a LoRA file and what belongs to it, as A1111 and Forge want it")
+    export.add_argument("file", type=Path)
+    export.add_argument("--a1111", action="store_true", required=True, help="in the folders of A1111 and Forge")
+    export.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="gets models/Lora and embeddings; or the WebUI's own",
+    )
+
     unpack = command("unpack", commands.unpack, "write the embeddings that a LoRA file holds as files of their own")
     unpack.add_argument("file", type=Path)
     unpack.add_argument("--output", type=Path, required=True, metavar="DIR")
@@ -167,6 +187,16 @@ def build_parser() -> argparse.ArgumentParser:
     mix.add_argument("--style", type=Path, required=True, metavar="FILE")
     mix.add_argument("--output", type=Path, required=True, metavar="DIR")
     mix.add_argument("--name", required=True, help="of the new file")
+
+    forget = command(
+        "forget",
+        commands.forget,
+        "delete what trainings of a name keep: state, sample pictures of the person, results; not the LoRA files",
+    )
+    forget.add_argument("name", help="of the training")
+    forget.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="that of the training; in ComfyUI its output folder"
+    )
 
     models = command("models", commands.models, "which models can be used, and whether they are there")
     models.add_argument("action", nargs="?", choices=["list", "get"], default="list")

@@ -24,18 +24,22 @@ from .metadata import (
     check_tokens,
     check_vectors,
     modelspec,
+    network_fields,
     read_architecture,
     read_content,
     training_fields,
+    word_fields,
     write_content,
 )
-from .prompts import COMPOSED_PROMPT
+from .prompts import COMPOSED_PROMPT, SLOT, templates
 from .types import MagiCaptureError, Side, Token, concept_name
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 NAME_LENGTH = 64
 DEVICES = ("CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10)))  # of Windows
 SUFFIX = ".safetensors"
+PREVIEW = ".preview.png"  # all tools know it, and in a folder of embeddings A1111 takes other pictures for one
+NOTES = ".json"
 File = tuple[Mapping[str, Tensor], dict[str, str]]  # tensors and metadata
 
 
@@ -95,30 +99,40 @@ def save(artifact: Artifact, folder: Path, embeddings_folder: Path | None = None
         metadata = artifact.metadata | _own_metadata(named, layers)
         return {folder / f"{name}{SUFFIX}": (lora, metadata), **_embedding_files(named, embeddings)}
 
-    return _write_new(artifact.name, files)
+    return write_new(artifact.name, files)
 
 
 def unpack(path: Path, folder: Path) -> tuple[Path, ...]:
     """The embeddings inside a LoRA file, as files of their own. Nothing is overwritten."""
     artifact = load(path)
-    name = re.sub(r"[^A-Za-z0-9_-]", "_", artifact.name)[:NAME_LENGTH]
-    return _write_new(name, lambda name: _embedding_files(replace(artifact, name=name), folder))
+    return write_new(plain_name(artifact), lambda name: _embedding_files(replace(artifact, name=name), folder))
 
 
-def _write_new(name: str, files: Callable[[str], dict[Path, File]]) -> tuple[Path, ...]:
+def plain_name(artifact: Artifact) -> str:
+    """Its file's name, which may be a stranger's, made one that a file can have everywhere."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", artifact.name)[:NAME_LENGTH]
+
+
+def write_new(name: str, files: Callable[[str], dict[Path, File]]) -> tuple[Path, ...]:
     """Under the name, or the first NAME_2, NAME_3, ... where none of its files is there: all of them or none.
 
-    Each is whole before the first gets its place, so that a kill leaves no half of one.
+    Nor a preview picture or a WebUI's notes, which would then be taken for the new file's. Each is whole before the
+    first gets its place, so that a kill leaves no half of one.
     """
     names = _numbered(name)
     while True:
         contents = files(next(names))
-        if any(path.exists() for path in contents):
+        if any(place.exists() for path in contents for place in (path, *companions(path))):
             continue
         with ExitStack() as stack:
             whole = {path: stack.enter_context(_written(path, *file)) for path, file in contents.items()}
             if _place_all(whole):
                 return tuple(contents)
+
+
+def companions(path: Path) -> tuple[Path, Path]:
+    """What tools look for beside a file of weights: a preview picture, and A1111's notes."""
+    return path.with_suffix(PREVIEW), path.with_suffix(NOTES)
 
 
 def _numbered(name: str) -> Iterator[str]:
@@ -144,15 +158,16 @@ def _place_all(whole: Mapping[Path, Path]) -> bool:
 
 
 def _own_metadata(artifact: Artifact, layers: Mapping[str, Any]) -> dict[str, str]:
-    words = ", ".join(f"embedding:{artifact.name}_{token.name}" for token in artifact.tokens)
+    words = embedding_names(artifact, "embedding:{}")
     content = Content(
         tokens=artifact.tokens, config=artifact.config, templates=artifact.templates, rank_split=artifact.rank_split
     )
     return {
         **write_content(content),
         **modelspec(artifact.architecture, "lora", artifact.name, artifact.config),
-        "modelspec.usage_hint": f"With the embedding files, write in the prompt: {words}",
-        **training_fields(
+        **word_fields(list(words.values()), sentence(artifact, words)),
+        **training_fields(artifact.config),
+        **network_fields(
             artifact.architecture,
             artifact.name,
             {len(layer.down) for layer in layers.values()},
@@ -163,14 +178,30 @@ def _own_metadata(artifact: Artifact, layers: Mapping[str, Any]) -> dict[str, st
 
 def _embedding_files(artifact: Artifact, folder: Path) -> dict[Path, File]:
     """One tensor under the placeholder: what ComfyUI, A1111 and diffusers read as a textual inversion."""
-    names = {token: f"{artifact.name}_{token.name}" for token in artifact.tokens}
+    names = embedding_names(artifact)
     return {
-        folder / f"{name}{SUFFIX}": (
+        folder / f"{names[token.name]}{SUFFIX}": (
             {token.placeholder: token.vectors},
-            modelspec(artifact.architecture, "textual-inversion", name, artifact.config),
+            modelspec(artifact.architecture, "textual-inversion", names[token.name], artifact.config),
         )
-        for token, name in names.items()
+        for token in artifact.tokens
     }
+
+
+def embedding_names(artifact: Artifact, spelling: str = "{}") -> dict[str, str]:
+    """Concept -> its embedding as prompts name it: A1111's plain, ComfyUI's `embedding:{}`."""
+    return {token.name: spelling.format(f"{artifact.name}_{token.name}") for token in artifact.tokens}
+
+
+def sentence(artifact: Artifact, words: Mapping[str, str]) -> str:
+    """The first sentence of its training of which it has all words, with these in their places; else the words alone.
+
+    words: concept -> how it is written.
+    """
+    told = {**templates(), **artifact.templates}
+    texts = [text for task in ("composed", "reference", "source") for text in told[task]]
+    known = (text for text in texts if set(re.findall(SLOT, text)) <= words.keys())
+    return re.sub(SLOT, lambda slot: words[slot[1]], next(known, ", ".join(words.values())))
 
 
 def _written(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> AbstractContextManager[Path]:
@@ -212,13 +243,17 @@ def load(path: Path, embeddings_folders: Sequence[Path] = ()) -> Artifact:
 
 def inspect(path: Path) -> dict[str, Any]:
     """What a file holds, ready for JSON; weights as counts."""
+    path = Path(path)
     artifact = load(path)
-    _, metadata = _read(Path(path))
+    _, metadata = _read(path)
     layers = read_layers(artifact.lora)
     return {
         "name": artifact.name,
-        "bytes": Path(path).stat().st_size,
+        "bytes": path.stat().st_size,
         "architecture": artifact.architecture,
+        "base_model": metadata.get("ss_base_model_version", ""),
+        "licence": metadata.get("modelspec.license", ""),
+        "preview": path.with_suffix(PREVIEW).name if path.with_suffix(PREVIEW).is_file() else "",
         "format": metadata.get("magicapture.format", "dropped by another tool"),
         "library_version": metadata.get("magicapture.library_version", ""),
         "tokens": [
@@ -230,12 +265,16 @@ def inspect(path: Path) -> dict[str, Any]:
             }
             for token in artifact.tokens
         ],
+        "sentence": sentence(artifact, embedding_names(artifact, "embedding:{}")),
+        "sentence_in_a1111": sentence(artifact, embedding_names(artifact)),
         "lora_rank": sorted({len(layer.down) for layer in layers.values()}),
         "lora_alpha": sorted({layer.alpha for layer in layers.values()}),
         "layers": _count_kinds(layers),
         "rank_split": artifact.rank_split,
         "config": artifact.config,
         "templates": artifact.templates,
+        "training": training_fields(artifact.config),
+        "other_fields": artifact.metadata,
     }
 
 

@@ -42,7 +42,7 @@ def class_images(
         def count(step: int, num_steps: int, done: int = done) -> None:
             on_step(done * num_steps + step, len(missing) * num_steps)
 
-        save_image(_make(backbone, noun, config, index, count), files[noun][index])
+        save_image(_make(backbone, noun, config, index, count), files[noun][index], "generated")
     return {noun: _read(made) for noun, made in files.items() if made}
 
 

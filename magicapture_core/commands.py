@@ -120,7 +120,7 @@ def generate(arguments: Namespace) -> Result:
     files = []
     for index, image in enumerate(images):
         files.append(str(arguments.output / f"{artifact.name}-{arguments.seed + index}.png"))
-        save_image(image, Path(files[-1]))
+        save_image(image, Path(files[-1]), "generated")
     return {"prompt": options["prompt"], "images": files}
 
 
@@ -141,7 +141,7 @@ def attention(arguments: Namespace) -> Result:
     }
     files = {name: arguments.output / f"{artifact.name}-attention-{name}.png" for name in sheets}
     for name, sheet in sheets.items():
-        save_image(sheet, files[name])
+        save_image(sheet, files[name], "generated")
     return {"words": list(record.words), **{name: str(file) for name, file in files.items()}}
 
 
@@ -168,9 +168,12 @@ def _sampling(arguments: Namespace, artifact: artifacts.Artifact, bar: Any) -> d
 def restore(arguments: Namespace) -> Result:
     from .faces import load_face_detector
     from .images import load_photo, save_image
+    from .marks import check_suffix, read_mark
     from .restore import describe, load_restorer, restore_and_upscale
     from .upscale import load_upscaler
 
+    if arguments.restorer or arguments.upscaler:
+        check_suffix(arguments.output.name)
     image = load_photo(arguments.input)
     restorer = load_restorer(arguments.restorer) if arguments.restorer else None
     upscaler = load_upscaler(arguments.upscaler) if arguments.upscaler else None
@@ -178,13 +181,37 @@ def restore(arguments: Namespace) -> Result:
         restorer = restorer.with_fidelity(arguments.fidelity)
     faces = load_face_detector().detect(image) if restorer else []
     restored = restore_and_upscale(image, faces, restorer, upscaler, factor=arguments.scale)
-    save_image(restored, arguments.output)
+    mark = read_mark(arguments.input) or ("retouched" if (restorer and faces) or upscaler else None)
+    save_image(restored, arguments.output, mark)
     report = describe(faces, restorer is not None)
     return {"output": str(arguments.output), "size": list(restored.shape[:0:-1]), "faces": len(faces), "report": report}
 
 
 def inspect(arguments: Namespace) -> Result:
     return artifacts.inspect(arguments.file)
+
+
+def strip(arguments: Namespace) -> Result:
+    from .sharing import strip as strip_file
+
+    return {"lora": str(strip_file(arguments.file, arguments.output))}
+
+
+def export(arguments: Namespace) -> Result:
+    from .sharing import export_a1111
+
+    made = export_a1111(arguments.file, arguments.output)
+    return {**made, "next": f"copy what is in {arguments.output} into the WebUI's own folder, or unpack it there"}
+
+
+def forget(arguments: Namespace) -> Result:
+    from .kept import forget as delete
+
+    folder = arguments.output / "magicapture" / artifacts.check_name(arguments.name)
+    return {
+        "deleted": [str(path) for path in delete(folder)],
+        "stays": "the LoRA, its embeddings and its preview, wherever they lie, and your photos: delete them by hand",
+    }
 
 
 def unpack(arguments: Namespace) -> Result:

@@ -21,6 +21,7 @@ from .faces import load_face_detector
 from .files import write_atomic
 from .heatmaps import AttentionRecord, overlays
 from .images import contact_sheet, draw_curves, load_photo, load_photos, resize, save_image
+from .marks import Mark
 from .masks import MaskOptions, prepare_portraits, require_portraits
 from .restore import restore_and_upscale
 from .sampler import generate
@@ -54,11 +55,12 @@ Progress = Callable[[int, str], Any]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sheet:
-    """A picture of the report [3,H,W], its file's name, and what it shows."""
+    """A picture of the report [3,H,W], its file's name, what it shows, and whether a model made it."""
 
     name: str
     caption: str
     image: Tensor
+    mark: Mark | None = None
 
 
 def run(output: Path, progress: Progress) -> dict[str, Any]:
@@ -92,11 +94,13 @@ def run(output: Path, progress: Progress) -> dict[str, Any]:
             name="composed",
             caption="The composed prompt before and after training, same seeds.",
             image=compare({"before": before, "after": after}),
+            mark="generated",
         ),
         Sheet(
             name="attention",
             caption="Where the two learned words look while the pictures are made.",
             image=overlays(record, enlarge(after)),
+            mark="generated",
         ),
         restored(),
     ]
@@ -169,7 +173,7 @@ def write_report(output: Path, files: Sequence[Path], sheets: Sequence[Sheet], n
     sections = []
     for number, sheet in enumerate(sheets, 1):
         file = f"{number}-{sheet.name}.png"
-        save_image(sheet.image, output / file)
+        save_image(sheet.image, output / file, sheet.mark)
         sections.append(f'<h2>{number}. {html.escape(sheet.caption)}</h2>\n<img src="{file}" alt="{sheet.name}">')
     kept = "".join(f"<li>{html.escape(file.name)}</li>" for file in files)
     page = PAGE.format(note=html.escape(note), kept=kept, sections="\n".join(sections))

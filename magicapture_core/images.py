@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from .files import write_atomic
+from .marks import Mark, save_options
 from .types import MagiCaptureError, PhotoNote
 
 # What people keep as photos. Some Pillows cannot read some of these: then the file is named in a note, not overlooked.
@@ -139,10 +140,13 @@ def _by_stem(files: Sequence[Path]) -> dict[str, Path]:
     return found
 
 
-def save_image(image: Tensor, path: Path) -> Path:
-    """image [3,H,W] or [1,H,W] -> a file of the kind its suffix names, whole or not at all. Returns `path`."""
-    picture = to_pil(image)
-    return write_atomic(path, lambda beside: picture.save(beside, quality=95))
+def save_image(image: Tensor, path: Path, mark: Mark | None = None) -> Path:
+    """image [3,H,W] or [1,H,W] -> a file of the kind its suffix names, whole or not at all. Returns `path`.
+
+    mark: says in the file that a machine made the picture. Raises MagiCaptureError where the kind cannot hold it.
+    """
+    picture, options = to_pil(image), save_options(mark, path.name)
+    return write_atomic(path, lambda beside: picture.save(beside, quality=95, **options))
 
 
 def _open(path: Path) -> tuple[Image.Image, list[str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -83,6 +84,14 @@ class Kept:
     def samples(self) -> Path:
         """Folder of the pictures from the composed prompt."""
         return self.folder / f"samples-{self.key[:16]}"
+
+    def sample(self, step: int) -> Path:
+        return self.samples / f"step-{step:06d}.png"
+
+    @property
+    def last_sample(self) -> Path:
+        """The newest; one that is not there where none was made."""
+        return max(self.samples.glob("step-*.png"), default=self.sample(0))
 
     @property
     def looks(self) -> Path:
@@ -162,8 +171,30 @@ class Kept:
         shutil.rmtree(self._candidates, ignore_errors=True)
 
 
+OURS = r"\.?(state|candidates|samples|looks|class|result)-[0-9a-f]{16}\b.*"  # in the folder of a name
+
+
+def forget(folder: Path) -> list[Path]:
+    """Deletes what trainings keep in the folder of their name -> what was deleted. The shared files lie elsewhere.
+
+    Raises MagiCaptureError where nothing is kept. What is not a training's stays.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        raise MagiCaptureError(f"{folder}: nothing is kept there; --output is the folder that holds magicapture/NAME")
+    found = sorted(path for path in folder.iterdir() if re.fullmatch(OURS, path.name))
+    for path in found:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
+    return found
+
+
 def missing_files(folder: Path) -> list[str]:
-    """Files of finished trainings that are no longer there."""
+    """Files of finished trainings that are no longer there. A preview is none of them: it is made again from the
+    sample, not trained."""
     results = map(_read_result, sorted(folder.glob("result-*.json")))
     return [str(file) for result in results if result for file in _missing(result)]
 

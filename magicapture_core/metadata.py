@@ -164,16 +164,47 @@ def modelspec(architecture: str, adapter: str, title: str, config: Mapping[str, 
     }
 
 
-def training_fields(architecture: str, name: str, ranks: set[int], alphas: set[float]) -> dict[str, str]:
+def network_fields(architecture: str, name: str, ranks: set[int], alphas: set[float]) -> dict[str, str]:
     """The `ss_*` fields by which A1111, Forge and LoRA managers sort and label a file."""
     return {
         "ss_v2": "False",
         "ss_base_model_version": "sd_v1" if architecture != TINY else TINY,
+        "ss_sd_model_name": "Stable Diffusion 1.5" if architecture != TINY else TINY,
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",
         "ss_network_alpha": str(alphas.pop()) if len(alphas) == 1 else "Dynamic",
         "ss_output_name": name,
     }
+
+
+def word_fields(words: Sequence[str], sentence: str) -> dict[str, str]:
+    """What to write in a prompt: for ComfyUI-Custom-Scripts (all three), ComfyUI-Lora-Manager and A1111 (the tags)."""
+    return {
+        "modelspec.trigger_phrase": sentence,
+        "modelspec.usage_hint": f"With the embedding files, write in the prompt: {', '.join(words)}",
+        "ss_tag_frequency": json.dumps({"magicapture": dict.fromkeys(words, 1)}),  # the learned words; no caption
+    }
+
+
+def training_fields(config: Mapping[str, Any]) -> dict[str, str]:
+    """What kohya's scripts say of a training, out of our settings; less where a file tells less of them."""
+    steps = [_setting(config, phase, "num_steps") for phase in ("inversion", "tuning")]
+    side = _setting(config, "resolution")
+    found = {
+        "ss_max_train_steps": sum(steps) if all(type(number) is int for number in steps) else None,
+        "ss_learning_rate": _setting(config, "tuning", "lora_learning_rate"),
+        "ss_optimizer": _setting(config, "optimizer"),
+        "ss_seed": _setting(config, "seed"),
+        "ss_resolution": f"({side}, {side})" if type(side) is int else None,
+    }
+    return {field: str(value) for field, value in found.items() if isinstance(value, int | float | str)}
+
+
+def _setting(config: Any, *path: str) -> Any:
+    """None where a stranger's settings do not hold it."""
+    for name in path:
+        config = config.get(name) if isinstance(config, Mapping) else None
+    return config
 
 
 def read_architecture(metadata: Mapping[str, str], tokens: Sequence[Token]) -> str:

@@ -25,6 +25,7 @@ from .images import save_image
 from .kept import Kept, Result, Told, result_key
 from .memory import is_out_of_memory
 from .prompts import templates
+from .sharing import add_preview
 from .trainer import DTYPES, Run, TrainStep, open_run, reopened, train
 from .types import MagiCaptureError, Photos
 from .watch import Watch
@@ -158,8 +159,8 @@ class Looking:
                 raise
             self.say(f"no sample pictures after step {step}: {str(error).splitlines()[0]}")
             return
-        for folder, picture in ((self.kept.samples, look.composed), (self.kept.looks, look.sheet)):
-            save_image(picture, folder / f"step-{step:06d}.png")
+        save_image(look.composed, self.kept.sample(step), "generated")
+        save_image(look.sheet, self.kept.looks / self.kept.sample(step).name, "generated")
         if look.likeness is not None and step > self.config.inversion.num_steps:
             self.told.looks.append([step, look.likeness])
             if self.told.best == step:
@@ -180,12 +181,16 @@ class Looking:
 
 
 def conclude(result: Result, kept: Kept, save: Callable[[Artifact], list[Path]]) -> Result:
-    """The most alike step is saved as NAME_best, where that was not the last look; what the run needed goes."""
+    """The most alike step is saved as NAME_best, where that was not the last look; each file gets its sample as a
+    preview; what the run needed goes."""
     told = result.told
     if told.best is not None and told.best != told.looks[-1][0] and (best := kept.find_candidate(told.best)):
         name = result.files[0].stem[: NAME_LENGTH - len(BEST)] + BEST
         result = replace(result, best_files=save(replace(best, name=name)))
         kept.save_result(result)
+    add_preview(result.files[0], kept.last_sample)
+    if result.best_files and told.best is not None:
+        add_preview(result.best_files[0], kept.sample(told.best))
     kept.drop_work()
     return result
 

@@ -95,6 +95,9 @@ def train(arguments: Namespace) -> Result:
     said |= {"loss": result.told.history[-1][-1], "model": backbone.architecture}
     kept = Kept(folder, result.key)
     said |= {"samples": str(kept.samples), "looks": str(kept.looks)}
+    preview = result.files[0].with_suffix(artifacts.PREVIEW)
+    said |= {"preview": str(preview) if preview.is_file() else ""}
+    said |= {"kept": f"{folder} holds pictures of the person; the command forget deletes it"}
     if result.told.looks:
         said |= {"likeness": describe(result.told.looks), "best": [str(file) for file in result.best_files]}
     if arguments.checkpoint is None:

@@ -42,7 +42,7 @@ def main() -> None:
     trained = artifact.load(result.files[0])
     prompt = "A photo of a {subject} person in the {style} style, wearing glasses"
     for index, image in enumerate(generate(backbone, trained, prompt, num_images=4)):
-        save_image(image, OUTPUT / f"ada-{index}.png")
+        save_image(image, OUTPUT / f"ada-{index}.png", "generated")
 
 
 if __name__ == "__main__":

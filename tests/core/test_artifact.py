@@ -359,10 +359,10 @@ def test_unknown_fields_are_ignored_and_kept(tmp_path):
     entries = json.loads(token_entry(mood="happy"))
     path = rewrite(
         save(make_artifact(), tmp_path)[0],
-        {"magicapture.tokens": json.dumps(entries), "magicapture.later": "x", "ss_tag_frequency": "{}"},
+        {"magicapture.tokens": json.dumps(entries), "magicapture.later": "x", "ss_comment": "mine"},
     )
     loaded = load(path)
-    assert loaded.metadata == {"magicapture.later": "x", "ss_tag_frequency": "{}"}
+    assert loaded.metadata == {"magicapture.later": "x", "ss_comment": "mine"}
     assert loaded.metadata.items() <= metadata_of(save(loaded, tmp_path)[0]).items()
 
 
@@ -417,3 +417,6 @@ def test_inspect_sums_up_the_file(tmp_path):
     assert (summary["lora_rank"], summary["lora_alpha"], summary["layers"]) == ([4], [8.0], {"cross-attention": 1})
     assert summary["bytes"] == path.stat().st_size
     assert summary["config"]["seed"] == 0
+    assert (summary["base_model"], summary["preview"], summary["other_fields"]) == ("sd_v1", "", {})
+    assert summary["sentence_in_a1111"] == "A photo of a anna_subject person in the anna_style style"
+    assert summary["training"]["ss_max_train_steps"] == "2700"

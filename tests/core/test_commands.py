@@ -15,13 +15,16 @@ from safetensors.torch import save_file
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from magicapture_core.__main__ import build_parser, main
+from magicapture_core.artifact import save
 from magicapture_core.commands import output_names, read_portraits
 from magicapture_core.config import TrainConfig
 from magicapture_core.images import load_photo, save_image
 from magicapture_core.kept import TERMS
+from magicapture_core.marks import read_mark
 from magicapture_core.train_command import read_config
 from magicapture_core.types import MagiCaptureError
 from tests import onnx_files
+from tests.core.test_artifact import make_artifact
 from tests.small import small_dino
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +70,10 @@ def test_train_generate_attention_inspect_unpack(photos, tmp_path, capsys):
     looked = run("attention", *sampling)
     assert looked["words"] == ["<subject>", "<style>"]
     assert all(Path(looked[sheet]).is_file() for sheet in ("overlay", "steps", "resolutions"))
+
+    assert {read_mark(Path(file)) for file in (*pictures, looked["overlay"], looked["steps"], trained["preview"])} == {
+        "generated"
+    }
 
     assert run("inspect", trained["lora"])["architecture"] == "magicapture-tiny"
     assert len(run("unpack", trained["lora"], "--output", tmp_path / "words")["embeddings"]) == 2
@@ -292,8 +299,20 @@ def test_two_photos_or_masks_of_one_stem_are_named(photos, tmp_path, capsys, fol
 
 
 def test_every_command_explains_itself(capsys):
-    names = ("demo", "masks", "train", "generate", "attention", "restore", "inspect", "unpack", "extract", "mix")
-    for name in (*names, "models"):
+    names = (
+        "demo",
+        "masks",
+        "train",
+        "generate",
+        "attention",
+        "restore",
+        "inspect",
+        "strip",
+        "export",
+        "forget",
+        "unpack",
+    )
+    for name in (*names, "extract", "mix", "models"):
         with pytest.raises(SystemExit) as stopped:
             main([name, "--help"])
         assert stopped.value.code == 0
@@ -334,3 +353,67 @@ def test_words_without_photos_are_named(photos, tmp_path, capsys):
     settings.write_text('[[more_subjects]]\nplaceholder_token = "<bob>"\ninitializer_token = "man"', encoding="utf-8")
     assert main([*train_arguments(photos, tmp_path, *STEPS), "--config", str(settings)]) == 2
     assert "photos are given of subject, style, and the settings have words for" in capsys.readouterr().err
+
+
+def test_what_a_photo_and_its_masks_are_is_not_marked(tmp_path, astronaut, detector):
+    save_image(astronaut, tmp_path / "photos" / "a.jpg")
+    assert main(["masks", str(tmp_path / "photos"), "--output", str(tmp_path / "out"), "--resolution", "64"]) == 0
+    written = list((tmp_path / "out").rglob("*.png"))
+    assert len(written) == 3
+    assert {read_mark(file) for file in written} == {None}
+
+
+def test_a_picture_that_a_network_has_enlarged_is_marked_as_retouched(tmp_path):
+    """A generated one stays generated; one that no network has touched stays as it was."""
+    compact = pytest.importorskip("spandrel.architectures.Compact").SRVGGNetCompact
+    upscaler = tmp_path / "x2.safetensors"
+    save_file(compact(num_feat=8, num_conv=1, upscale=2).state_dict(), upscaler)
+    picture = torch.rand(3, 24, 16, generator=torch.Generator().manual_seed(0))
+    photo, made = save_image(picture, tmp_path / "photo.png"), save_image(picture, tmp_path / "made.png", "generated")
+
+    def restored(image, *more, suffix="jpg"):
+        output = tmp_path / f"out.{suffix}"
+        assert main(["restore", str(image), "--output", str(output), *map(str, more)]) == 0
+        return read_mark(output)
+
+    assert restored(photo, "--upscaler", upscaler) == "retouched"
+    assert restored(made, "--upscaler", upscaler, suffix="png") == "generated"
+    assert restored(photo) is None
+    assert restored(made) == "generated"
+    assert main(["restore", str(photo), "--output", str(tmp_path / "out.bmp"), "--upscaler", "none.pth"]) == 2
+
+
+def test_forget_says_what_it_deleted_and_leaves_the_lora(photos, tmp_path, capsys):
+    assert main(train_arguments(photos, tmp_path, *STEPS)) == 0
+    assert "the command forget deletes it" in capsys.readouterr().out
+    forget = ["forget", "someone", "--output", str(tmp_path), "--json"]
+    assert main(forget) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [Path(path).name.split("-")[0] for path in told["deleted"]] == ["looks", "result", "samples"]
+    assert not (tmp_path / "magicapture" / "someone").exists()
+    assert {file.name for file in tmp_path.glob("someone*")} == {
+        "someone.safetensors", "someone.preview.png", "someone_subject.safetensors", "someone_style.safetensors",
+    }  # fmt: skip
+    assert main(forget) == 2
+    assert "nothing is kept there" in capsys.readouterr().err
+    assert main(["forget", "../someone", "--output", str(tmp_path)]) == 2
+
+
+def test_strip_and_export_from_the_terminal(tmp_path, capsys):
+    path = save(make_artifact(), tmp_path)[0]
+    assert main(["strip", str(path), "--output", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out == f"lora: {tmp_path / 'out' / 'anna.safetensors'}\n"
+    assert main(["export", "--a1111", str(path), "--output", str(tmp_path / "webui")]) == 0
+    assert "prompt: <lora:anna:1> A photo of a anna_subject person in the anna_style style\n" in capsys.readouterr().out
+    assert (tmp_path / "webui" / "models" / "Lora" / "anna.json").is_file()
+
+
+def test_inspect_is_read_by_people(tmp_path, capsys):
+    """A line each for what is nested, and no brace of Python's."""
+    assert main(["inspect", str(save(make_artifact(), tmp_path)[0])]) == 0
+    said = capsys.readouterr().out
+    assert "\n  name subject, placeholder <subject>, initializer person, num_vectors 2\n" in said
+    assert "\n  inversion: num_steps 1200, " in said
+    assert "\n  tuning:\n    num_steps: 1500\n" in said
+    assert "\npreview: none\n" in said
+    assert not [sign for sign in "{}[]" if sign in said.replace("{subject}", "").replace("{style}", "")]

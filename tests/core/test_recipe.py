@@ -8,9 +8,12 @@ from safetensors.torch import load_file
 
 from magicapture_core import artifact, recipe
 from magicapture_core.backbone import tiny
-from magicapture_core.kept import Kept, Result, Told, missing_files, result_key
+from magicapture_core.images import save_image
+from magicapture_core.kept import Kept, Result, Told, forget, missing_files, result_key
+from magicapture_core.marks import read_mark
 from magicapture_core.types import MagiCaptureError, Portraits
 from magicapture_core.watch import Watch
+from tests.core.test_artifact import make_artifact
 from tests.small import portraits, same, small_config, weights
 
 SUBJECT, STYLE = portraits(2), portraits(3, seed=1)
@@ -281,3 +284,73 @@ def test_the_patience_of_an_object_is_refused():
     rex = small_config(kind="object", subject={"placeholder_token": "<rex>", "initializer_token": "cat"})
     with pytest.raises(MagiCaptureError, match="patience: the likeness of an object is not told"):
         recipe.check_patience(Watch(patience=2), rex, None)
+
+
+# -- what lies beside the LoRA, and what a run leaves behind -----------------------------------------------------------
+
+
+def test_the_last_sample_becomes_the_preview_and_is_no_reason_to_train(tmp_path):
+    result, _ = personalize(tmp_path, watch=Watch(every=2))
+    preview, kept = tmp_path / "someone.preview.png", Kept(tmp_path / "work", result.key)
+    assert preview.read_bytes() == kept.sample(6).read_bytes() != kept.sample(2).read_bytes()
+    assert read_mark(preview) == read_mark(next(kept.looks.iterdir())) == "generated"
+    preview.unlink()
+    assert missing_files(tmp_path / "work") == []
+    found = kept.find_result()
+    assert found is not None
+    recipe.conclude(found, kept, lambda made: [])  # as the node does with a kept result
+    assert preview.read_bytes() == kept.sample(6).read_bytes()
+    again, _ = personalize(tmp_path, resume=False, watch=Watch(every=2))
+    assert [file.stem for file in again.files] == ["someone_2", "someone_2_subject", "someone_2_style"]
+    assert (tmp_path / "someone_2.preview.png").is_file()
+
+
+def test_the_most_alike_step_has_its_own_sample_for_a_preview(tmp_path):
+    config = small_config()
+    key = "0" * 32
+    kept = Kept(tmp_path / "work", key)
+    for step in (4, 6):
+        save_image(torch.full((3, 8, 8), step / 10), kept.sample(step), "generated")
+    made = make_artifact(config=config.model_dump(mode="json"))
+    files = list(artifact.save(made, tmp_path))
+    kept.keep_candidate(4, made)
+    told = Told(looks=[[4, 0.5], [6, 0.2]])
+    result = recipe.conclude(
+        Result(key=key, files=files, told=told), kept, lambda made: list(artifact.save(made, tmp_path))
+    )
+    assert result.best_files[0].name == "anna_best.safetensors"
+    assert (tmp_path / "anna_best.preview.png").read_bytes() == kept.sample(4).read_bytes()
+    assert (tmp_path / "anna.preview.png").read_bytes() == kept.sample(6).read_bytes()
+
+
+def test_a_state_holds_what_was_learned_and_nothing_of_the_photos(tmp_path):
+    """No latents and no embeddings of faces, which README and the help pages say."""
+    with pytest.raises(Stop):
+        personalize(tmp_path, stop_after=4, watch=Watch(every=2))
+    [state] = (tmp_path / "work").glob("state-*.safetensors")
+    kinds = {key.split(".")[0] for key in load_file(state)}
+    assert {"step", "history", "looks", "looked_at", "parameter"} <= kinds
+    assert kinds <= {"step", "history", "looks", "looked_at", "parameter", "optimizer", "scaler"}
+    assert {path.name.split("-")[0] for path in (tmp_path / "work").iterdir()} == {"state", "samples", "looks"}
+
+
+def test_forget_deletes_all_that_a_run_keeps_and_nothing_else(tmp_path):
+    with pytest.raises(Stop):
+        personalize(tmp_path, stop_after=4, watch=Watch(every=2))
+    work = tmp_path / "work"
+    half = work / f".{next(work.glob('state-*')).stem}-12345678"  # as a kill leaves it
+    half.touch()
+    mine = work / "samples-of-mine.txt"
+    mine.touch()
+    deleted = forget(work)
+    assert sorted({path.name.lstrip(".").split("-")[0] for path in deleted}) == ["looks", "samples", "state"]
+    assert half in deleted
+    assert list(work.iterdir()) == [mine]
+    mine.unlink()
+    result, steps = personalize(tmp_path)
+    assert steps[0] == 1
+    assert [path.name[:7] for path in forget(work)] == ["result-"]
+    assert not work.exists()
+    assert all(file.is_file() for file in result.files)
+    with pytest.raises(MagiCaptureError, match="nothing is kept there"):
+        forget(work)
