@@ -16,12 +16,27 @@ from . import (
     recognition,
     restore,
     sample,
+    save,
     settings,
     train,
 )
 from .folders import register_models
 
-STAGES = (photos, masks, settings, concepts, train, artifact, sample, attention, restore, recognition, objects, models)
+STAGES = (
+    photos,
+    masks,
+    settings,
+    concepts,
+    train,
+    artifact,
+    sample,
+    attention,
+    restore,
+    recognition,
+    objects,
+    models,
+    save,
+)
 
 
 class MagiCaptureExtension(ComfyExtension):

@@ -31,7 +31,8 @@ class LoadPhotos(io.ComfyNode):
             "Load Photos",
             node_id="MagiCaptureLoadPhotos",
             description="Loads every photo of a folder: turned upright as the camera meant it, as RGB, in its own "
-            "size. A file that cannot be read is named in the report, and the rest is loaded.",
+            "size. A file that cannot be read is named in the report, and the rest is loaded. Take photos of people "
+            "who have agreed to it.",
             inputs=[
                 io.Combo.Input(
                     "folder",

@@ -47,7 +47,8 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
             node_id="TrainMagiCaptureLoRA",
             description="Learns a person and a style from their photos and writes one LoRA file into the loras folder "
             "and an embedding for each learned word into the embeddings folder. The result is kept: queueing the same "
-            "again returns at once. Cancel stops within one step, and the next queue goes on from there.",
+            "again returns at once. Cancel stops within one step, and the next queue goes on from there. Train only on "
+            "people who have agreed to it.",
             is_output_node=True,
             inputs=[
                 *checkpoint_inputs(
@@ -64,7 +65,8 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
                     "name",
                     default="my_portrait",
                     tooltip="Name of the files: letters, digits, - and _. A taken name gets a number; nothing is ever "
-                    "overwritten.",
+                    "overwritten. Sample pictures and the state of an unfinished run stay in output/magicapture/NAME "
+                    "until you delete that folder.",
                 ),
                 io.Int.Input(
                     "preview_every",
@@ -181,7 +183,7 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
                 watch=watch,
             )
             samples = progress.samples()
-        report = "\n".join([*progress.lines, *notes, *_closing_lines(result)])
+        report = "\n".join([*progress.lines, *notes, *_closing_lines(result, progress.folder)])
         curves = draw_history(result.told.history)
         return io.NodeOutput(
             artifact,
@@ -281,15 +283,19 @@ def draw_history(history: list[list[float]]) -> Tensor:
     return draw_curves({name: [row[i] for row in history] for i, name in enumerate(TERMS)})[None]
 
 
-def _closing_lines(result: Result) -> list[str]:
+def _closing_lines(result: Result, folder: Path) -> list[str]:
+    from ..magicapture_core.artifact import PREVIEW
     from ..magicapture_core.watch import describe
 
     resumed = f", gone on from step {result.resumed_from}" if result.resumed_from else ""
     likeness = describe(result.told.looks)
+    previews = [files[0].with_suffix(PREVIEW) for files in (result.files, result.best_files) if files]
     return [
         f"{len(result.told.history)} steps{resumed}",
         *([likeness] if likeness else []),
         *(f"Written and read back: {file}" for file in (*result.files, *result.best_files)),
+        *(f"Preview picture for LoRA managers: {file}" for file in previews if file.is_file()),
+        f"Sample pictures of the person, and the state of an unfinished run, stay in {folder} until you delete it.",
     ]
 
 

@@ -104,3 +104,12 @@ def test_sources_are_ascii() -> None:
     sources = [*PACK.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
     assert len(sources) > 50
     assert [path for path in sources if not path.read_bytes().isascii()] == []
+
+
+def test_the_skin_tone_rows_are_those_of_the_measurement() -> None:
+    table = (PACK / "portraitbench" / "results" / "table.md").read_text(encoding="utf-8")
+    section = README.split("## Responsible use")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|") and "---" not in line]
+    measured = table.split("CSIM by skin tone")[1].splitlines()
+    assert len(rows) == 4
+    assert [row for row in rows if row not in measured] == []

@@ -1,0 +1,78 @@
+"""SavePortraits: what it writes is what Save Image writes, and the mark."""
+
+import json
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+WORKFLOW = {"nodes": [{"id": 1, "type": "MagiCaptureSavePortraits", "title": "\u00e4"}], "version": 0.4}
+PROMPT = {"1": {"class_type": "MagiCaptureSavePortraits", "inputs": {"filename_prefix": "x"}}}
+
+
+def module(pack, name):
+    return import_module(f"{pack.__name__}.{name}")
+
+
+def save(pack, prefix, count=2, **options):
+    """-> the files, and the pictures that went in."""
+    import folder_paths
+
+    node = module(pack, "nodes.save").SavePortraits.PREPARE_CLASS_CLONE(None)
+    node.hidden = type(node.hidden).from_dict({"PROMPT": PROMPT, "EXTRA_PNGINFO": {"workflow": WORKFLOW}})
+    images = torch.rand(count, 8, 12, 3, generator=torch.Generator().manual_seed(0))
+    options = {"mark": "generated", **options}
+    saved = node.execute(images=images, filename_prefix=prefix, **options).ui["images"]
+    output = Path(folder_paths.get_output_directory())
+    return [output / entry["subfolder"] / entry["filename"] for entry in saved], images
+
+
+def check_a_file_is_that_of_save_image_with_a_mark(pack):
+    """Same names, pixels and texts, so that a file dropped on the page brings its workflow back."""
+    import folder_paths
+
+    import nodes
+
+    ours, images = save(pack, "one/ours")
+    stock = nodes.SaveImage().save_images(images, "one/stock", PROMPT, {"workflow": WORKFLOW})["ui"]["images"]
+    theirs = [Path(folder_paths.get_output_directory()) / "one" / entry["filename"] for entry in stock]
+    assert [file.name.replace("ours", "stock") for file in ours] == [file.name for file in theirs]
+    read_mark = module(pack, "magicapture_core.marks").read_mark
+    for left, right in zip(ours, theirs, strict=True):
+        with Image.open(left) as one, Image.open(right) as other:
+            texts = {key: value for key, value in one.text.items() if key != "XML:com.adobe.xmp"}
+            assert texts == other.text
+            assert json.loads(texts["workflow"]) == WORKFLOW
+            difference = torch.tensor(list(one.tobytes())) - torch.tensor(list(other.tobytes()))
+            assert difference.abs().max() <= 1  # Save Image cuts off, ours rounds
+        assert (read_mark(left), read_mark(right)) == ("generated", None)
+
+
+def check_the_mark_is_the_users_choice(pack):
+    read_mark = module(pack, "magicapture_core.marks").read_mark
+    for mark, expected in (("retouched", "retouched"), ("none", None)):
+        files, _ = save(pack, f"choice-{mark}", mark=mark)
+        assert {read_mark(file) for file in files} == {expected}
+
+
+def check_scores_go_along_and_numbers_go_on(pack):
+    first, _ = save(pack, "scored", scores="seed 7: 0.51 \u00e4")
+    second, _ = save(pack, "scored", count=1)
+    assert [file.name for file in first + second] == [f"scored_{n:05}_.png" for n in (1, 2, 3)]
+    with Image.open(first[0]) as picture:
+        assert picture.text["scores"] == "seed 7: 0.51 \u00e4"
+    with Image.open(second[0]) as picture:
+        assert "scores" not in picture.text
+
+
+def check_disable_metadata_leaves_the_mark(pack):
+    from comfy.cli_args import args
+
+    args.disable_metadata = True
+    try:
+        [file], _ = save(pack, "bare", count=1, scores="7")
+    finally:
+        args.disable_metadata = False
+    with Image.open(file) as picture:
+        assert list(picture.text) == ["XML:com.adobe.xmp"]
