@@ -33,8 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         print(json.dumps(result))
     else:
-        print("\n".join(f"{key}: {_words(value)}" for key, value in result.items()))
+        print("\n".join(_line(key, value) for key, value in result.items()))
     return 0
+
+
+def _line(key: str, value: object, indent: str = "\n  ") -> str:
+    words = _words(value, indent)
+    return f"{key}:{words}" if words.startswith("\n") else f"{key}: {words}"
 
 
 def _words(value: object, indent: str = "\n  ") -> str:
@@ -43,7 +48,7 @@ def _words(value: object, indent: str = "\n  ") -> str:
         return "".join(indent + _words(entry, indent + "  ") for entry in value)
     if isinstance(value, dict) and value:
         if any(isinstance(entry, list | dict) for entry in value.values()):
-            return "".join(f"{indent}{key}: {_words(entry, indent + '  ')}" for key, entry in value.items())
+            return "".join(indent + _line(key, entry, indent + "  ") for key, entry in value.items())
         return ", ".join(f"{key} {_words(entry)}" for key, entry in value.items())
     return "none" if value in ("", [], {}) else str(value)
 

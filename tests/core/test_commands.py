@@ -365,7 +365,7 @@ def test_what_a_photo_and_its_masks_are_is_not_marked(tmp_path, astronaut, detec
 
 def test_a_picture_that_a_network_has_enlarged_is_marked_as_retouched(tmp_path):
     """A generated one stays generated; one that no network has touched stays as it was."""
-    compact = pytest.importorskip("spandrel.architectures.Compact").SRVGGNetCompact
+    compact = pytest.importorskip("spandrel.architectures.Compact").Compact
     upscaler = tmp_path / "x2.safetensors"
     save_file(compact(num_feat=8, num_conv=1, upscale=2).state_dict(), upscaler)
     picture = torch.rand(3, 24, 16, generator=torch.Generator().manual_seed(0))
