@@ -119,6 +119,12 @@ def test_every_workflow_runs(server: ComfyServer) -> None:
         for number, node in prompt.items():
             if node["class_type"] in ("PreviewImage", "MagiCaptureSavePortraits"):
                 assert server.images(run, number), (path.stem, node)
+            if node["class_type"] == "MagiCaptureSavePortraits":
+                for image in server.images(run, number):
+                    assert b"trainedalgorithmicmedia" in image.info["XML:com.adobe.xmp"].lower().encode()
+                    assert json.loads(image.info["prompt"]) == prompt
             if node["class_type"] == "PreviewAny":
                 assert "".join(run.outputs[number]["text"]), (path.stem, node)
     assert (server.base / "models" / "loras" / "shipped.safetensors").is_file()
+    preview = server.fetch("/experiment/models/preview/loras/0/shipped.safetensors")  # as the page's library asks
+    assert preview[8:12] == b"WEBP"
