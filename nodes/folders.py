@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -63,6 +64,12 @@ def runs_folder(name: str) -> Path:
     from ..magicapture_core.artifact import check_name
 
     return inside(Path(folder_paths.get_output_directory()) / "magicapture", check_name(name))
+
+
+def digest(*parts: object) -> str:
+    """A node's fingerprint. ComfyUI writes it into every picture that is saved, so it must tell no path, and no name
+    of a photo."""
+    return hashlib.blake2b(repr(parts).encode(errors="backslashreplace"), digest_size=16).hexdigest()
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -10,7 +10,7 @@ import folder_paths
 import torch
 
 from ..magicapture_core.types import SD1, MagiCaptureError
-from .folders import embeddings_folders
+from .folders import digest, embeddings_folders
 from .prompting import LearnedTokenizer
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def is_ours(path: Path) -> bool:
 def fingerprint(lora_name: str) -> list[Any]:
     """Changes when the chosen file does, or when a newer one appears."""
     path = find(lora_name)
-    return [str(path), path.stat().st_mtime_ns]
+    return [digest(str(path), path.stat().st_mtime_ns)]
 
 
 def load(lora_name: str) -> Artifact:

@@ -11,7 +11,7 @@ import torch
 from comfy_api.latest import io
 
 from ..magicapture_core.types import MagiCaptureError, PhotoNote
-from .folders import inside
+from .folders import digest, inside
 from .sockets import masks_to_comfy, schema, show, to_comfy
 
 SAMPLES = {  # widget value -> prefix of the pack's pictures
@@ -63,10 +63,10 @@ class LoadPhotos(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str) -> list[tuple[str, int, int]]:
+    def fingerprint_inputs(cls, folder: str) -> str:
         """A photo or mask that was added, removed or edited makes the node run again."""
         status = [(path.name, path.stat()) for path in (*photo_files(folder), *(mask_files(folder) or []))]
-        return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in status]
+        return digest([(name, stat.st_size, stat.st_mtime_ns) for name, stat in status])
 
     @classmethod
     def execute(cls, folder: str) -> io.NodeOutput:

@@ -129,7 +129,7 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
         """Runs again when a file of a kept result is gone, or when asked to train again."""
         from ..magicapture_core.kept import missing_files
 
-        return float("nan") if train_again else missing_files(folders.runs_folder(name))
+        return float("nan") if train_again else folders.digest(missing_files(folders.runs_folder(name)))
 
     @classmethod
     def execute(

@@ -121,8 +121,9 @@ def test_every_workflow_runs(server: ComfyServer) -> None:
                 assert server.images(run, number), (path.stem, node)
             if node["class_type"] == "MagiCaptureSavePortraits":
                 for image in server.images(run, number):
-                    assert b"trainedalgorithmicmedia" in image.info["XML:com.adobe.xmp"].lower().encode()
-                    assert json.loads(image.info["prompt"]) == prompt
+                    assert "trainedalgorithmicmedia" in image.info["XML:com.adobe.xmp"].lower()
+                    assert json.loads(image.info["prompt"]).keys() == prompt.keys()
+                    assert server.base.name not in str(image.info)  # ComfyUI adds the nodes' fingerprints
             if node["class_type"] == "PreviewAny":
                 assert "".join(run.outputs[number]["text"]), (path.stem, node)
     assert (server.base / "models" / "loras" / "shipped.safetensors").is_file()

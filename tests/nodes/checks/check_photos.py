@@ -144,6 +144,7 @@ def check_folder_is_looked_at_again(pack):
     assert photos.LoadPhotos.fingerprint_inputs("changing") == seen[2]
     (folder / "b.png").unlink()
     assert photos.LoadPhotos.fingerprint_inputs("changing") == seen[0]
+    assert "a.png" not in str(seen), "ComfyUI writes it into every picture that is saved"
 
 
 def check_only_folders_of_the_list(pack):
