@@ -46,7 +46,7 @@ def test_a_template_opens_and_runs(page: ComfyPage, title: str, tmp_path: Path) 
     page.screenshot(tmp_path / f"{title}.png")  # for whoever looks why it is red
     for node in page.nodes():
         assert not node["failed"], node
-        if node["type"] in ("PreviewImage", "SaveImage", "MagiCaptureFaceMask", "TrainMagiCaptureLoRA"):
+        if node["type"] in ("PreviewImage", "MagiCaptureSavePortraits", "MagiCaptureFaceMask", "TrainMagiCaptureLoRA"):
             assert node["pictures"], node
         if node["type"] == "TrainMagiCaptureLoRA":
             assert any("step" in text for text in node["texts"]), node
