@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import get_args
 
 from . import commands, train_command
+from .face_outcomes import MAX_LIKENESS_LOSS
 from .prompts import COMPOSED_PROMPT
 from .types import MagiCaptureError, Side
 
@@ -57,6 +58,14 @@ def positive(text: str) -> int:
     """A whole number of at least 1."""
     number = int(text)
     if number < 1:
+        raise ValueError
+    return number
+
+
+def at_least_one(text: str) -> float:
+    """A number of at least 1, and not infinite."""
+    number = float(text)
+    if not 1 <= number < float("inf"):
         raise ValueError
     return number
 
@@ -153,9 +162,28 @@ def build_parser() -> argparse.ArgumentParser:
     restore.add_argument("--output", type=Path, required=True, metavar="OUT", help="a .png or .jpg file")
     restore.add_argument("--restorer", type=Path, metavar="FILE", help="a face restoration model, such as GFPGAN")
     restore.add_argument("--upscaler", type=Path, metavar="FILE", help="an upscale model, such as Real-ESRGAN")
-
-    restore.add_argument("--scale", type=float, default=2.0, help="how many times larger (%(default)s)")
+    restore.add_argument("--scale", type=at_least_one, default=2.0, help="how many times larger (%(default)s)")
     restore.add_argument("--fidelity", type=float, help="CodeFormer: 0 is free, 1 is close to the input")
+    restore.add_argument(
+        "--face-index", type=int, default=-1, metavar="N", help="this face alone, counted from 0 from the left"
+    )
+    restore.add_argument(
+        "--match-colour",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="a restored face takes the colours of the face that it replaces (on)",
+    )
+    restore.add_argument(
+        "--recogniser", type=Path, metavar="FILE", help="a face recognition network, such as w600k_r50.onnx"
+    )
+    restore.add_argument("--reference", type=Path, metavar="PHOTO_OR_DIR", help="photos of the person, to compare with")
+    restore.add_argument(
+        "--max-likeness-loss",
+        type=float,
+        default=MAX_LIKENESS_LOSS,
+        metavar="X",
+        help="a restored face that is less like the reference by more than this is put back (%(default)s)",
+    )
 
     inspect = command("inspect", commands.inspect, "what a LoRA file holds")
     inspect.add_argument("file", type=Path)

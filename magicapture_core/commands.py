@@ -166,10 +166,13 @@ def _sampling(arguments: Namespace, artifact: artifacts.Artifact, bar: Any) -> d
 
 
 def restore(arguments: Namespace) -> Result:
+    from dataclasses import asdict
+
+    from .face_outcomes import mean_likeness
     from .faces import load_face_detector
     from .images import load_photo, save_image
     from .marks import check_suffix, read_mark
-    from .restore import describe, load_restorer, restore_and_upscale
+    from .restore import load_restorer, match_colour, report, restore_and_upscale
     from .upscale import load_upscaler
 
     if arguments.restorer or arguments.upscaler:
@@ -179,12 +182,42 @@ def restore(arguments: Namespace) -> Result:
     upscaler = load_upscaler(arguments.upscaler) if arguments.upscaler else None
     if restorer and arguments.fidelity is not None:
         restorer = restorer.with_fidelity(arguments.fidelity)
+    guard = _guard(arguments)
     faces = load_face_detector().detect(image) if restorer else []
-    restored = restore_and_upscale(image, faces, restorer, upscaler, factor=arguments.scale)
-    mark = read_mark(arguments.input) or ("retouched" if (restorer and faces) or upscaler else None)
-    save_image(restored, arguments.output, mark)
-    report = describe(faces, restorer is not None)
-    return {"output": str(arguments.output), "size": list(restored.shape[:0:-1]), "faces": len(faces), "report": report}
+    paint = match_colour(restorer) if restorer and arguments.match_colour else restorer
+    options = {"factor": arguments.scale, "face_index": arguments.face_index, "guard": guard}
+    restored, outcomes = restore_and_upscale(image, faces, paint, upscaler, **options)
+    is_retouched = upscaler or any(outcome.fate == "restored" for outcome in outcomes)
+    save_image(restored, arguments.output, read_mark(arguments.input) or ("retouched" if is_retouched else None))
+    before, after = mean_likeness(outcomes) or (None, None)
+    return {
+        "output": str(arguments.output),
+        "size": list(restored.shape[:0:-1]),
+        "faces": [asdict(outcome) for outcome in outcomes],
+        "likeness_before": before,
+        "likeness_after": after,
+        "report": report(restorer, upscaler, guard, [(faces, outcomes)]),
+    }
+
+
+def _guard(arguments: Namespace) -> Any:
+    """What puts a face back that lost the person, where a recogniser and photos are given."""
+    from .faces import load_face_detector
+    from .images import list_photos, load_photo
+    from .likeness import likeness_to
+    from .recognisers import load_recogniser
+    from .restore import Guard
+
+    if arguments.recogniser is None and arguments.reference is None:
+        return None
+    if arguments.recogniser is None:
+        raise MagiCaptureError("--reference: give --recogniser too, the network that compares the faces")
+    if arguments.reference is None:
+        raise MagiCaptureError("--recogniser: give --reference too, a photo or a folder of photos of the person")
+    recogniser, reference = load_recogniser(arguments.recogniser), arguments.reference
+    photos = [load_photo(path) for path in (list_photos(reference) if reference.is_dir() else [reference])]
+    likeness = likeness_to(recogniser, load_face_detector(), photos)
+    return Guard(likeness=likeness, max_loss=arguments.max_likeness_loss)
 
 
 def inspect(arguments: Namespace) -> Result:

@@ -143,7 +143,7 @@ def restored() -> Sheet:
     poor = resize(resize(photo[None], (photo.shape[1] // 6, photo.shape[2] // 6)), (384, 320))[0]
     faces = load_face_detector().detect(poor)
     before = resize(poor[None], (768, 640))[0]
-    after = restore_and_upscale(poor, faces, sharpen, factor=2.0)
+    after, _ = restore_and_upscale(poor, faces, sharpen, factor=2.0)
     return Sheet(
         name="restored",
         caption="A small blurred portrait, and its face restored and enlarged (sharpening in place of a model).",

@@ -5,14 +5,14 @@ In: pictures, and faces that were found in them. Out: cosines, or words on what 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .faces import FaceDetector, choose_face
 from .identity import Recogniser, align
-from .types import MagiCaptureError, Photos, Portraits
+from .types import Face, MagiCaptureError, Photos, Portraits
 
 
 @torch.no_grad()
@@ -24,23 +24,45 @@ def similarity(
     images, references: [3,H,W] in 0..1, of any sizes. Of several faces the one that `choose_face` takes counts.
     Raises MagiCaptureError when no reference shows a face.
     """
+    likeness = likeness_to(recogniser, detector, references)
+    found = [(image, find_face(detector, image)) for image in images]
+    return [None if face is None else likeness(image, face) for image, face in found]
+
+
+@torch.no_grad()
+def likeness_to(
+    recogniser: Recogniser, detector: FaceDetector, references: Sequence[Tensor]
+) -> Callable[[Tensor, Face], float]:
+    """The CSIM of one face in a picture [3,H,W], framed by its landmarks, as a function. See `similarity`."""
     known = [embeds for image in references if (embeds := embed_face(recogniser, detector, image)) is not None]
     if not known:
         raise MagiCaptureError("reference: no face is found in it; take a picture that shows the face from the front")
     mean_embeds = torch.cat(known).mean(0)
-    found = (embed_face(recogniser, detector, image) for image in images)
-    return [None if embeds is None else float(embeds[0] @ mean_embeds) for embeds in found]
+
+    @torch.no_grad()
+    def likeness(image: Tensor, face: Face) -> float:
+        return float(embed(recogniser, image, face)[0] @ mean_embeds)
+
+    return likeness
 
 
 def embed_face(recogniser: Recogniser, detector: FaceDetector, image: Tensor) -> Tensor | None:
     """[1,D] of unit length, where the recogniser is; None without a face. image: [3,H,W] in 0..1."""
+    face = find_face(detector, image)
+    return None if face is None else embed(recogniser, image, face)
+
+
+def find_face(detector: FaceDetector, image: Tensor) -> Face | None:
+    """The face that a picture [3,H,W] is about."""
     faces = detector.detect(image)
-    if not faces:
-        return None
-    landmarks = faces[choose_face(faces, image.shape[1], image.shape[2])].landmarks
-    assert landmarks is not None  # a detector's faces have them
+    return faces[choose_face(faces, image.shape[1], image.shape[2])] if faces else None
+
+
+def embed(recogniser: Recogniser, image: Tensor, face: Face) -> Tensor:
+    """[1,D] of unit length, where the recogniser is. face: with landmarks, as a detector's faces have them."""
+    assert face.landmarks is not None
     device = next(recogniser.parameters()).device
-    return recogniser(align(image[None].to(device) * 2 - 1, landmarks, recogniser.input_size))
+    return recogniser(align(image[None].to(device) * 2 - 1, face.landmarks, recogniser.input_size))
 
 
 def check_targets(photos: Photos) -> list[str]:

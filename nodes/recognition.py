@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..magicapture_core.types import MagiCaptureError
 from .folders import INSIGHTFACE, RECOGNISERS, other_models
+from .masks import split
 from .portraits import face_detector
-from .sockets import FaceRecognitionType, schema, show, to_core
+from .sockets import FaceRecognitionType, schema, show
 
 NO_FILE = f"(put w600k_r50.onnx or glintr100.onnx into models/{INSIGHTFACE})"
 BEST_KNOWN = ("w600k_r50.onnx", "glintr100.onnx")
@@ -41,7 +42,8 @@ class LoadFaceRecognition(io.ComfyNode):
             outputs=[
                 FaceRecognitionType.Output(
                     display_name="FACE_RECOGNITION",
-                    tooltip="The loaded network. Connect to Train MagiCapture LoRA or Face Similarity.",
+                    tooltip="The loaded network. Connect to Train MagiCapture LoRA, Face Similarity or Restore "
+                    "and Upscale.",
                 )
             ],
         )
@@ -67,9 +69,16 @@ class FaceSimilarity(io.ComfyNode):
             description="Says how much the faces in some pictures are the face of others: the cosine of a recognition "
             "network's embeddings, 1 for the same picture, about 0 for strangers.",
             search_aliases=["CSIM", "likeness", "identity", "face compare"],
+            is_input_list=True,
             inputs=[
-                io.Image.Input("images", tooltip="The pictures to judge, such as those of Composed Prompt Sampler."),
-                io.Image.Input("reference", tooltip="Photos of the person, best some that no training has seen."),
+                io.Image.Input(
+                    "images",
+                    tooltip="The pictures to judge, such as those of Composed Prompt Sampler: a list or a batch.",
+                ),
+                io.Image.Input(
+                    "reference",
+                    tooltip="Photos of the person, best some that no training has seen: a list or a batch.",
+                ),
                 FaceRecognitionType.Input("face_recognition", tooltip="From Load Face Recognition."),
             ],
             outputs=[
@@ -81,12 +90,14 @@ class FaceSimilarity(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images: Tensor, reference: Tensor, face_recognition: Any) -> io.NodeOutput:
-        """On the CPU: a face takes about a tenth of a second there, and no memory of the graphics card."""
+    def execute(cls, images: list[Tensor], reference: list[Tensor], face_recognition: list[Any]) -> io.NodeOutput:
+        """Lists, as ComfyUI hands them over: Load Photos gives photos one by one, and all of them are the reference.
+
+        On the CPU: a face takes about a tenth of a second there, and no memory of the graphics card.
+        """
         from ..magicapture_core.likeness import similarity
 
-        made, known = to_core(images).cpu(), to_core(reference).cpu()
-        scores = similarity(face_recognition, face_detector(), list(made), list(known))
+        scores = similarity(face_recognition[0], face_detector(), split(images), split(reference))
         score = mean(value or 0.0 for value in scores)
         lines = [f"mean {score:.3f}"]
         for number, value in enumerate(scores, 1):

@@ -11,9 +11,11 @@ import folder_paths
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..magicapture_core.face_outcomes import MAX_LIKENESS_LOSS
 from ..magicapture_core.types import MagiCaptureError
+from .masks import split
 from .portraits import face_detector
-from .sockets import masks_to_core, schema, show, to_comfy, to_core
+from .sockets import FaceRecognitionType, masks_to_core, schema, show, to_comfy, to_core
 
 FaceRestorerType = io.Custom("FACE_RESTORER")
 
@@ -62,8 +64,9 @@ class RestoreAndUpscale(io.ComfyNode):
             "Restore and Upscale",
             node_id="MagiCaptureRestoreAndUpscale",
             description="Enlarges pictures and restores the faces in them. Faces are found, framed, restored at 512 "
-            "pixels and blended back; nothing but the faces is touched by the restorer.",
-            search_aliases=["face restore", "upscale", "GFPGAN", "ESRGAN", "face detailer"],
+            "pixels and blended back; nothing but the faces is touched by the restorer. With a face recogniser "
+            "and photos of the person, a face that is no longer theirs is put back as it was.",
+            search_aliases=["face restore", "upscale", "GFPGAN", "ESRGAN", "face detailer", "likeness"],
             is_input_list=True,
             inputs=[
                 io.Image.Input("images", tooltip="The pictures to finish: a list, or a batch."),
@@ -100,6 +103,42 @@ class RestoreAndUpscale(io.ComfyNode):
                     tooltip="White where faces may be restored; one for all pictures, or one each. A black mask, "
                     "as stock loaders give for pictures without one, means everywhere.",
                 ),
+                io.Int.Input(
+                    "face_index",
+                    default=-1,
+                    optional=True,
+                    min=-1,
+                    max=99,
+                    tooltip="Which face is restored, counted from 0 from the left; -1 restores all. In a picture of "
+                    "several people choose the one that the reference shows.",
+                ),
+                io.Boolean.Input(
+                    "match_colour",
+                    default=True,
+                    optional=True,
+                    tooltip="A restored face takes the colours and the light of the face that it replaces: restorers "
+                    "shift the skin. Off for old or faded pictures whose colours the restorer should mend.",
+                ),
+                io.Float.Input(
+                    "max_likeness_loss",
+                    default=MAX_LIKENESS_LOSS,
+                    optional=True,
+                    min=0.0,
+                    max=2.0,
+                    step=0.01,
+                    tooltip="A restored face whose likeness to the reference fell by more than this is put back as it "
+                    "was; 2 never does. Works with face recognition and reference connected.",
+                ),
+                FaceRecognitionType.Input(
+                    "face_recognition",
+                    optional=True,
+                    tooltip="From Load Face Recognition, to compare each face before and after. Needs reference.",
+                ),
+                io.Image.Input(
+                    "reference",
+                    optional=True,
+                    tooltip="Photos of the person: a list or a batch. Needs face recognition.",
+                ),
             ],
             outputs=[
                 io.Image.Output(
@@ -108,7 +147,18 @@ class RestoreAndUpscale(io.ComfyNode):
                     tooltip="The finished pictures: a list of those that came as a list, a batch of a batch.",
                 ),
                 io.String.Output(
-                    display_name="report", tooltip="For each picture: the faces found, and what was done with them."
+                    display_name="report",
+                    tooltip="For each picture: the faces found, what was done with them, their likeness before and "
+                    "after.",
+                ),
+                io.Float.Output(
+                    display_name="likeness before",
+                    tooltip="To the reference, of the enlarged faces before they were restored: the mean over all that "
+                    "were compared; 0 where none was.",
+                ),
+                io.Float.Output(
+                    display_name="likeness after",
+                    tooltip="The same in the finished pictures, where a face that was put back counts as it was.",
                 ),
             ],
         )
@@ -122,25 +172,54 @@ class RestoreAndUpscale(io.ComfyNode):
         upscale_model: Sequence[Any] = (None,),
         face_restorer: Sequence[Any] = (None,),
         mask: list[Tensor] | None = None,
+        face_index: Sequence[int] = (-1,),
+        match_colour: Sequence[bool] = (True,),
+        max_likeness_loss: Sequence[float] = (MAX_LIKENESS_LOSS,),
+        face_recognition: Sequence[Any] = (None,),
+        reference: list[Tensor] | None = None,
     ) -> io.NodeOutput:
         """Lists, as ComfyUI hands them over: one report for all pictures, and photos of different sizes."""
-        from ..magicapture_core.restore import describe, restore_and_upscale
+        from ..magicapture_core import restore
+        from ..magicapture_core.face_outcomes import mean_likeness
 
         batches = [to_core(batch).cpu() for batch in images]
         pictures = [picture for batch in batches for picture in batch]
         regions = match_regions(mask, pictures)
         upscaler, restorer = upscale_model[0], face_restorer[0]
         detector = face_detector() if restorer else None
+        guard = make_guard(detector, face_recognition[0], reference, max_likeness_loss[0])
         restorer = restorer.with_fidelity(fidelity[0]) if restorer else None
-        device = to_device(upscaler, restorer and restorer.descriptor)
-        finished, report = [], [header(restorer, upscaler)]
-        for number, (picture, region) in enumerate(zip(pictures, regions, strict=True), 1):
+        painter = restore.match_colour(restorer) if restorer and match_colour[0] else restorer
+        options = {
+            "factor": upscale_by[0],
+            "face_index": face_index[0],
+            "guard": guard,
+            "device": to_device(upscaler, restorer and restorer.descriptor),
+        }
+        finished, told = [], []
+        for picture, region in zip(pictures, regions, strict=True):
             faces = detector.detect(picture) if detector else []
-            options = {"factor": upscale_by[0], "region": region, "device": device, "progress": watch()}
-            finished.append(restore_and_upscale(picture, faces, restorer, upscaler, **options))
-            report.append(f"picture {number}: {describe(faces, restorer is not None, region)}")
-        text = "\n".join(report)
-        return io.NodeOutput(in_batches(finished, batches), text, ui=show(text))
+            more = {"region": region, "progress": watch()}
+            restored, outcomes = restore.restore_and_upscale(picture, faces, painter, upscaler, **options, **more)
+            finished.append(restored)
+            told.append((faces, outcomes))
+        text = "\n".join(restore.report(restorer, upscaler, guard, told))
+        before, after = mean_likeness([outcome for _, outcomes in told for outcome in outcomes]) or (0.0, 0.0)
+        return io.NodeOutput(in_batches(finished, batches), text, before, after, ui=show(text))
+
+
+def make_guard(detector: Any, face_recognition: Any, reference: Sequence[Tensor] | None, max_loss: float) -> Any:
+    """What puts a face back that lost the person of the reference; None where nothing is restored or compared."""
+    from ..magicapture_core.likeness import likeness_to
+    from ..magicapture_core.restore import Guard
+
+    if face_recognition is not None and not reference:
+        raise MagiCaptureError("reference: connect photos of the person too, or take face_recognition out")
+    if reference and face_recognition is None:
+        raise MagiCaptureError("face_recognition: connect Load Face Recognition too, or take reference out")
+    if face_recognition is None or reference is None or detector is None:
+        return None
+    return Guard(likeness=likeness_to(face_recognition, detector, split(reference)), max_loss=max_loss)
 
 
 def restorer_files() -> list[str]:
@@ -208,15 +287,6 @@ def watch() -> Any:
         bar.update_absolute(done, total)
 
     return update
-
-
-def header(restorer: Any, upscale_model: Any) -> str:
-    """Which models work here."""
-    faces = "none" if restorer is None else restorer.architecture
-    if restorer is not None and not restorer.has_fidelity:
-        faces += " (fidelity has no effect on it)"
-    upscaler = "bicubic" if upscale_model is None else f"{upscale_model.architecture.name} x{upscale_model.scale}"
-    return f"face restorer: {faces}; upscaler: {upscaler}"
 
 
 NODES = [LoadFaceRestorer, RestoreAndUpscale]
