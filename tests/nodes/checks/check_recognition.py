@@ -41,18 +41,35 @@ def check_a_broken_file_is_one_line(pack):
         nodes(pack).LoadFaceRecognition.execute(nodes(pack).NO_FILE)
 
 
+def compare(pack, images, reference):
+    recogniser = nodes(pack).LoadFaceRecognition.execute(save_network(pack, "iresnet18.pth"))[0]
+    score, report = nodes(pack).FaceSimilarity.execute(images, reference, [recogniser]).args
+    return score, report.split("\n")
+
+
 def check_similarity(pack):
     """Under inference mode, as in a node: a picture to itself, and one without a face counts 0."""
-    recogniser = nodes(pack).LoadFaceRecognition.execute(save_network(pack, "iresnet18.pth"))[0]
     picture = samples(pack)[:1]
-    score, report = nodes(pack).FaceSimilarity.execute(picture, picture, recogniser).args
+    score, report = compare(pack, [picture], [picture])
     assert abs(score - 1) < 1e-4
-    assert report.split("\n")[1] == "picture 1: 1.000"
-    half, report = (
-        nodes(pack).FaceSimilarity.execute(torch.cat([picture, torch.zeros_like(picture)]), picture, recogniser).args
-    )
+    assert report[1] == "picture 1: 1.000"
+    half, report = compare(pack, [torch.cat([picture, torch.zeros_like(picture)])], [picture])
     assert abs(half - 0.5) < 1e-4
-    assert report.endswith("picture 2: no face")
+    assert report[-1] == "picture 2: no face"
+    none, report = compare(pack, [torch.zeros(1, 1, 1, 3)], [picture])
+    assert none == 0
+    assert report == ["mean 0.000", "picture 1: no face"]
+
+
+def check_similarity_takes_lists_of_all_sizes(pack):
+    """One score for all: every picture is compared with all of the reference, as if both were one batch each."""
+    first, second = samples(pack).split(1)
+    empty = torch.zeros(2, 513, 71, 3)
+    together = compare(pack, [torch.cat([first, second])], [torch.cat([first, second])])
+    assert compare(pack, [first, second], [first, empty, second]) == together
+    assert len(compare(pack, [first, empty], [second])[1]) == 4
+    with refused("reference: no face is found in it"):
+        compare(pack, [first], [empty])
 
 
 def check_taesd_is_that_of_the_previews(pack):

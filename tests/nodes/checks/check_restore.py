@@ -28,7 +28,9 @@ def part(pack, name):
 
 def nodes(pack):
     part(pack, "nodes.folders").register_models()  # as the entry point does
-    return part(pack, "nodes.restore")
+    restore = part(pack, "nodes.restore")
+    restore.restorer_files()  # as the page does, which asks for the list
+    return restore
 
 
 def samples(pack):
@@ -66,7 +68,7 @@ def load_upscaler(name="compact.pth"):
 
 def restore_list(pack, images, upscale_by=1.0, fidelity=0.5, **lists):
     """As ComfyUI hands lists over: several pictures or masks, one of each other thing."""
-    finished, report = nodes(pack).RestoreAndUpscale.execute(images, [upscale_by], [fidelity], **lists).args
+    finished, report, *_ = nodes(pack).RestoreAndUpscale.execute(images, [upscale_by], [fidelity], **lists).args
     return finished, report.split("\n")
 
 
@@ -85,6 +87,13 @@ def check_a_file_in_the_folder_is_listed_and_loads(pack):
     assert restorer.architecture == "RestoreFormer"
 
 
+def load_recogniser(pack):
+    """A small network with random weights: whoever is turned upside down is somebody else to it."""
+    iresnet = part(pack, "magicapture_core.iresnet")
+    torch.manual_seed(0)
+    return iresnet.IResNet(iresnet.BLOCKS[18], 8, num_features=16).eval().requires_grad_(False)
+
+
 def check_everything_connected(pack):
     images = samples(pack)
     restorer = nodes(pack).LoadFaceRestorer.execute(save_restorer())[0]
@@ -98,7 +107,8 @@ def check_everything_connected(pack):
     assert report[0] == (
         "face restorer: RestoreFormer (fidelity has no effect on it); upscaler: RealESRGAN Compact x4"
     ), report
-    assert all(line.startswith(f"picture {number}: 1 face restored (") for number, line in enumerate(report[1:], 1))
+    assert all(line.startswith(f"picture {number}: 1 face restored (") for number, line in enumerate(report[1:-1], 1))
+    assert report[-1].startswith("likeness: not checked; connect a face recogniser")
     changed = (finished != plain).any(-1)
     assert all(0.02 < share < 0.6 for share in changed.float().mean((1, 2)).tolist())
 
@@ -118,7 +128,7 @@ def check_a_picture_without_a_face_passes_through(pack):
     sky = torch.linspace(0, 1, 150).reshape(1, 1, 150, 1).expand(1, 131, 150, 3)
     finished, report = restore(pack, sky, upscale_by=1.0, face_restorer=restorer)
     assert torch.equal(finished, sky)
-    assert report[1:] == ["picture 1: no face found, nothing restored"]
+    assert report[1:-1] == ["picture 1: no face found, nothing restored"]
 
 
 def check_the_mask_says_where(pack):
@@ -137,7 +147,7 @@ def check_the_mask_says_where(pack):
     corner[:, :4, :4] = 1
     same, report = restore(pack, images, upscale_by=1.0, face_restorer=restorer, mask=corner)
     assert torch.equal(same, images)
-    assert all("0 faces restored, 1 face outside of the mask left alone" in line for line in report[1:])
+    assert all("0 faces restored, 1 face outside of the mask left alone" in line for line in report[1:-1])
 
 
 def check_a_list_is_finished_in_one_run(pack):
@@ -151,7 +161,7 @@ def check_a_list_is_finished_in_one_run(pack):
     assert torch.equal(finished[2], alone)
     schema = nodes(pack).RestoreAndUpscale.define_schema()
     assert schema.is_input_list
-    assert [bool(output.is_output_list) for output in schema.outputs] == [True, False]
+    assert [bool(output.is_output_list) for output in schema.outputs] == [True, False, False, False]
 
 
 def check_a_list_takes_one_mask_or_one_for_each(pack):
@@ -168,7 +178,54 @@ def check_a_list_takes_one_mask_or_one_for_each(pack):
     assert report[2].startswith("picture 2: 1 face restored")
     finished, report = restore_list(pack, images, face_restorer=[restorer], mask=[corner])
     assert all(torch.equal(left, right) for left, right in zip(finished, images, strict=True))
-    assert all(outside in line for line in report[1:])
+    assert all(outside in line for line in report[1:-1])
+
+
+def check_a_face_that_lost_the_person_is_put_back(pack):
+    """Byte for byte what plain upscaling gives; the same face stays restored where the threshold allows it."""
+    node, images = nodes(pack), samples(pack)
+    restorer, upscaler = node.LoadFaceRestorer.execute(save_restorer())[0], load_upscaler()
+    compared = {"face_recognition": [load_recogniser(pack)], "reference": [images[:1], images[1:, :200]]}
+    given = {"upscale_model": [upscaler], "face_restorer": [restorer], **compared}
+
+    def run(**changes):
+        return node.RestoreAndUpscale.execute([images[:1]], [2.0], [0.5], **given, **changes).args
+
+    [plain], _ = restore_list(pack, [images[:1]], 2.0, upscale_model=[upscaler])
+    [finished], report, before, after = run(max_likeness_loss=[0.0])
+    assert torch.equal(finished, plain)
+    assert "1 face put back as it was (" in report
+    assert before == after > 0
+    [finished], report, before, after = run(max_likeness_loss=[2.0])
+    assert not torch.equal(finished, plain)
+    assert "1 face restored (" in report
+    assert after < before
+    assert f"likeness: {before:.3f} before, {after:.3f} in the finished pictures, the mean of 1 face" in report
+    [finished], report, before, after = run(face_index=[1])
+    assert torch.equal(finished, plain)
+    assert "1 face found, number 0; face_index names none of them" in report
+    assert (before, after) == (0.0, 0.0)
+
+
+def check_colours_are_matched_unless_switched_off(pack):
+    images = samples(pack)[:1]
+    restorer = nodes(pack).LoadFaceRestorer.execute(save_restorer())[0]
+    matched, free = (
+        restore_list(pack, [images], face_restorer=[restorer], match_colour=[on])[0][0] for on in (True, False)
+    )
+    shift = [(picture - images).mean((0, 1, 2)).abs().max() for picture in (matched, free)]
+    assert shift[0] < 0.1 * shift[1]
+    assert not torch.equal(matched, images)
+
+
+def check_odd_sizes_pass(pack):
+    restorer, upscaler = nodes(pack).LoadFaceRestorer.execute(save_restorer())[0], load_upscaler()
+    sizes = [(1, 1), (513, 771), (1, 64)]
+    pictures = [torch.zeros(1, *size, 3) for size in sizes]
+    finished, report = restore_list(pack, pictures, 1.5, face_restorer=[restorer], upscale_model=[upscaler])
+    expected = [(round(1.5 * height), round(1.5 * width)) for height, width in sizes]
+    assert [tuple(picture.shape[1:3]) for picture in finished] == expected
+    assert all(line.endswith("no face found, nothing restored") for line in report[1:-1])
 
 
 def check_mistakes_get_one_line(pack):
@@ -180,6 +237,13 @@ def check_mistakes_get_one_line(pack):
         restore_list(pack, [images, images[:1]], mask=[torch.ones(1, 8, 8), torch.ones(1, 8, 8)])
     with refused("upscale model: RestoreFormer restores faces"):
         restore(pack, images, upscale_model=restorer.descriptor)
+    recogniser = load_recogniser(pack)
+    with refused("reference: connect photos of the person too"):
+        restore(pack, images, face_restorer=restorer, face_recognition=recogniser)
+    with refused("face_recognition: connect Load Face Recognition too"):
+        restore(pack, images, face_restorer=restorer, reference=images)
+    with refused("reference: no face is found in it"):
+        restore(pack, images, face_restorer=restorer, face_recognition=recogniser, reference=torch.zeros(1, 64, 64, 3))
     with refused("model_name: no face restorer found"):
         node.LoadFaceRestorer.execute(node.NO_FILE)
 
