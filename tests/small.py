@@ -1,9 +1,11 @@
 """Inputs that are as small as they can be: 64 px portraits of noise, and a configuration of six steps."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import nn
 
 from magicapture_core.config import TrainConfig, parse_config
@@ -60,6 +62,21 @@ def small_dino(grid_size: int = 4) -> Dino:
         is_scale = "norm" in name and name.endswith("weight")
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2 + float(is_scale)
     return dino.eval().requires_grad_(False)
+
+
+def small_restoreformer(path: Path) -> Any:
+    """RestoreFormer's own class at a small size, which spandrel reads off the file; returns the network saved."""
+    from spandrel.architectures.RestoreFormer import RestoreFormer
+
+    torch.manual_seed(0)
+    sizes = {"n_embed": 16, "embed_dim": 32, "ch": 32, "out_ch": 3, "ch_mult": (1,) * 6, "num_res_blocks": 1}
+    rest = {"attn_resolutions": (16,), "dropout": 0.0, "in_channels": 3, "resolution": 512, "z_channels": 32}
+    model = RestoreFormer(**sizes, **rest, double_z=False, enable_mid=True, head_size=8).eval()
+    if path.suffix == ".safetensors":
+        save_file(model.state_dict(), path)
+    else:
+        torch.save({"params_ema": model.state_dict()}, path)
+    return model
 
 
 def weights(*modules: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -19,13 +19,14 @@ from magicapture_core.artifact import save
 from magicapture_core.commands import output_names, read_portraits
 from magicapture_core.config import TrainConfig
 from magicapture_core.images import load_photo, save_image
+from magicapture_core.iresnet import BLOCKS, IResNet
 from magicapture_core.kept import TERMS
 from magicapture_core.marks import read_mark
 from magicapture_core.train_command import read_config
 from magicapture_core.types import MagiCaptureError
 from tests import onnx_files
 from tests.core.test_artifact import make_artifact
-from tests.small import small_dino
+from tests.small import small_dino, small_restoreformer
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "magicapture_core" / "tiny" / "samples"
@@ -296,6 +297,83 @@ def test_two_photos_or_masks_of_one_stem_are_named(photos, tmp_path, capsys, fol
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert f"{tmp_path / 'photos' / folder}: 0.jpg and 0.png share" in said
+
+
+@pytest.fixture(scope="module")
+def finishing(tmp_path_factory, astronaut, detector):
+    """A photo, a folder of reference photos, a face restorer and a face recogniser, both small and random."""
+    pytest.importorskip("spandrel")
+    folder = tmp_path_factory.mktemp("finishing")
+    save_image(astronaut, folder / "in.png")
+    for name in ("a.png", "b.jpg"):
+        save_image(astronaut, folder / "reference" / name)
+    small_restoreformer(folder / "RestoreFormer.pth")
+    torch.manual_seed(0)
+    save_file(IResNet(BLOCKS[18], 8, num_features=16).state_dict(), folder / "iresnet.safetensors")
+    return folder
+
+
+def finish(folder, *more):
+    restorer = ("--restorer", folder / "RestoreFormer.pth", "--scale", "1.25")
+    return main(
+        [str(part) for part in ("restore", folder / "in.png", "--output", folder / "out.png", *restorer, *more)]
+    )
+
+
+@pytest.mark.parametrize("reference", ["reference", "in.png"])
+def test_restore_puts_a_lost_face_back_and_tells(finishing, capsys, reference):
+    compared = ("--recogniser", finishing / "iresnet.safetensors", "--reference", finishing / reference)
+    assert finish(finishing, *compared, "--max-likeness-loss", "0", "--json") == 0
+    made = json.loads(capsys.readouterr().out)
+    [face] = made["faces"]
+    assert face["fate"] == "put back"
+    assert face["after"] < face["before"] == made["likeness_before"] == made["likeness_after"]
+    assert made["size"] == [640, 640]
+    assert f"likeness {face['before']:.3f} -> {face['after']:.3f}" in made["report"][1]
+    back = load_photo(finishing / "out.png")
+    assert finish(finishing, *compared, "--max-likeness-loss", "2", "--json") == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["faces"][0]["fate"] == "restored"
+    assert made["likeness_after"] == made["faces"][0]["after"]
+    assert not torch.equal(load_photo(finishing / "out.png"), back)
+    assert finish(finishing, "--face-index", "7") == 0
+    said = capsys.readouterr().out
+    assert "likeness: not checked" in said
+    assert "face_index names none of them" in said
+    assert torch.equal(load_photo(finishing / "out.png"), back)
+
+
+def test_restore_matches_colours_unless_told_not_to(finishing, astronaut):
+    shifts = []
+    for more in ((), ("--no-match-colour",)):
+        assert finish(finishing, *more, "--scale", "1") == 0
+        shifts.append(float((load_photo(finishing / "out.png") - astronaut).mean((1, 2)).abs().max()))
+    assert shifts[0] < 0.1 * shifts[1]
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (("--recogniser", "r50.onnx"), "--recogniser: give --reference too"),
+        (("--reference", "in.png"), "--reference: give --recogniser too"),
+        (("--recogniser", "in.png", "--reference", "in.png"), "in.png: face recognisers end in"),
+        (("--upscaler", "RestoreFormer.pth"), "upscale model: RestoreFormer restores faces"),
+    ],
+)
+def test_what_restore_cannot_compare_is_one_line(finishing, capsys, monkeypatch, more, named):
+    monkeypatch.chdir(finishing)
+    assert finish(finishing, *more) == 2
+    said = capsys.readouterr().err
+    assert named in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("scale", ["0", "0.5", "-1", "nan", "inf", "much"])
+def test_a_scale_that_is_none_is_refused(finishing, capsys, scale):
+    with pytest.raises(SystemExit) as stopped:
+        finish(finishing, "--scale", scale)
+    assert stopped.value.code == 2
+    assert "--scale" in capsys.readouterr().err
 
 
 def test_every_command_explains_itself(capsys):

@@ -35,6 +35,7 @@ from magicapture_core.restore import (
     restore_faces,
 )
 from magicapture_core.types import Face, MagiCaptureError
+from tests.small import small_restoreformer
 
 HEIGHT, WIDTH = 300, 260
 LEVEL = 1 / 255
@@ -551,36 +552,10 @@ def gfpgan() -> Any:
     ).eval()
 
 
-def small_restoreformer(path: Path) -> Any:
-    """RestoreFormer's own class at a small size, which spandrel reads off the file; returns the network saved."""
-    pytest.importorskip("spandrel")
-    from spandrel.architectures.RestoreFormer import RestoreFormer
-
-    torch.manual_seed(0)
-    sizes = {"n_embed": 16, "embed_dim": 32, "ch": 32, "out_ch": 3, "ch_mult": (1,) * 6, "num_res_blocks": 1}
-    rest = {"attn_resolutions": (16,), "dropout": 0.0, "in_channels": 3, "resolution": 512, "z_channels": 32}
-    model = RestoreFormer(**sizes, **rest, double_z=False, enable_mid=True, head_size=8).eval()
-    if path.suffix == ".safetensors":
-        save_file(model.state_dict(), path)
-    else:
-        torch.save({"params_ema": model.state_dict()}, path)
-    return model
-
-
-@torch.no_grad()
-def test_gfpgan_is_called_as_its_authors_do_and_draws_no_noise(gfpgan) -> None:
-    faces = torch.rand(1, 3, 512, 512, generator=torch.Generator().manual_seed(1))
-    assert not torch.equal(gfpgan(faces), gfpgan(faces))  # as the descriptor stands, noise is on
-    restored = FaceRestorer(descriptor=gfpgan)(faces)
-    assert torch.equal(restored, FaceRestorer(descriptor=gfpgan)(faces))
-    signed = gfpgan.model((faces - 0.5) / 0.5, randomize_noise=False)[0]
-    torch.testing.assert_close(restored, ((signed + 1) / 2).clamp(0, 1))
-    assert restored.std() > 0.1
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_restoreformer_comes_whole_out_of_a_file(tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip("spandrel")
     path = tmp_path / f"RestoreFormer{suffix}"
     model = small_restoreformer(path)
     faces = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(1))

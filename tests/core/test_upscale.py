@@ -155,3 +155,34 @@ def test_a_photo_model_and_a_whole_number_of_times(tmp_path: Path) -> None:
     image = torch.rand(1, 3, 33, 47)
     torch.testing.assert_close(upscale(image, upscaler), upscaler(image).clone())
     assert upscale(image, upscaler).shape == (1, 3, 132, 188)
+
+
+def real_esrgan_name(name: str) -> str:
+    """ESRGAN's old name of a weight -> the one that RealESRGAN_x4plus.pth has."""
+    parts = name.split(".")
+    if parts[:3] == ["model", "1", "sub"] and "RDB" in name:
+        return f"body.{parts[3]}.{parts[4].lower()}.{parts[5]}.{parts[7]}"
+    places = {"0": "conv_first", "1": "conv_body", "3": "conv_up1", "6": "conv_up2", "8": "conv_hr", "10": "conv_last"}
+    return f"{places[parts[1]]}.{parts[-1]}"
+
+
+def test_a_real_esrgan_file_comes_whole(tmp_path: Path) -> None:
+    """RRDBNet at a small size in the form of RealESRGAN_x4plus.pth: its names, under params_ema."""
+    from spandrel.architectures.ESRGAN import ESRGAN
+
+    torch.manual_seed(0)
+    net = ESRGAN(in_nc=3, out_nc=3, num_filters=8, num_blocks=2, scale=4).eval()
+    weights = {real_esrgan_name(name): value for name, value in net.state_dict().items()}
+    assert len(weights) == len(net.state_dict())
+    assert "body.1.rdb3.conv5.weight" in weights
+    torch.save({"params_ema": weights}, tmp_path / "RealESRGAN_x4plus.pth")
+    upscaler = load_upscaler(tmp_path / "RealESRGAN_x4plus.pth")
+    image = torch.rand(1, 3, 20, 31)
+    with torch.no_grad():
+        torch.testing.assert_close(upscale(image, upscaler), net(image).clamp(0, 1))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 70), (513, 77)])
+def test_any_size_is_upscaled(upscaler, size: tuple[int, int]) -> None:
+    image = torch.rand(1, 3, *size)
+    torch.testing.assert_close(upscale(image, upscaler, tile=64), upscaler(image).clone(), atol=1e-5, rtol=0)
