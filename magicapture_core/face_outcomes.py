@@ -16,9 +16,7 @@ from .types import Face
 
 Fate = Literal["restored", "put back", "not chosen", "outside of the mask"]
 MAX_LIKENESS_LOSS = 0.02  # a third of what the paper's own post-processing costs on average, .566 - .508
-NOT_CHECKED = (
-    "likeness: not checked; connect a face recogniser and photos of the person to see whom restoration changes"
-)
+NOT_CHECKED = "likeness: not checked; give a face recogniser and photos of the person to see whom restoration changes"
 
 
 @dataclass(frozen=True, kw_only=True)

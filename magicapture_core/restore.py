@@ -190,7 +190,8 @@ def restore_faces(
     keep every bit, and so does a face that is put back.
 
     guard: compares each face before and after by the landmarks that it has: a second search would frame the two
-    differently, and would take for a lost person what is a shifted frame.
+    differently, and would take for a lost person what is a shifted frame. Of faces whose ovals overlap, each is judged
+    in the picture that those before it have left.
 
     What is pasted is the difference that the restorer made, not its picture: I + m * W'(R(W(I)) - W(I)), with W the
     alignment, W' back, R the restorer, m the mask. Resampling there and back blurs a small face and takes a face of

@@ -431,7 +431,7 @@ def test_the_report_says_what_was_compared() -> None:
     guard = Guard(likeness=brightness, max_loss=0.125)
     lines = report(restorer, None, None, [(faces, [unknown]), ([], [])])
     assert lines[1:3] == ["picture 1: 1 face restored (110 px)", "picture 2: no face found, nothing restored"]
-    assert lines[3].startswith("likeness: not checked; connect a face recogniser")
+    assert lines[3].startswith("likeness: not checked; give a face recogniser")
     lines = report(restorer, None, guard, [(faces, [known]), (faces, [Outcome(fate="restored", before=0, after=1)])])
     assert lines[1] == "picture 1: 0 faces restored, 1 face put back as it was (110 px, likeness 0.500 -> 0.250)"
     assert lines[3] == (

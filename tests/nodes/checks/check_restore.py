@@ -108,7 +108,7 @@ def check_everything_connected(pack):
         "face restorer: RestoreFormer (fidelity has no effect on it); upscaler: RealESRGAN Compact x4"
     ), report
     assert all(line.startswith(f"picture {number}: 1 face restored (") for number, line in enumerate(report[1:-1], 1))
-    assert report[-1].startswith("likeness: not checked; connect a face recogniser")
+    assert report[-1].startswith("likeness: not checked; give a face recogniser")
     changed = (finished != plain).any(-1)
     assert all(0.02 < share < 0.6 for share in changed.float().mean((1, 2)).tolist())
 
