@@ -331,8 +331,10 @@ def test_restore_puts_a_lost_face_back_and_tells(finishing, capsys, reference):
     assert made["size"] == [640, 640]
     assert f"likeness {face['before']:.3f} -> {face['after']:.3f}" in made["report"][1]
     back = load_photo(finishing / "out.png")
+    assert read_mark(finishing / "out.png") is None
     assert finish(finishing, *compared, "--max-likeness-loss", "2", "--json") == 0
     made = json.loads(capsys.readouterr().out)
+    assert read_mark(finishing / "out.png") == "retouched"
     assert made["faces"][0]["fate"] == "restored"
     assert made["likeness_after"] == made["faces"][0]["after"]
     assert not torch.equal(load_photo(finishing / "out.png"), back)
