@@ -94,7 +94,7 @@ def check_nothing_heavy_is_imported(pack):
     """Importing the pack and asking for its nodes leaves these to the first run of a node."""
     import folder_paths
 
-    tree = str(Path(folder_paths.__file__).parent)  # sys.path may begin with what nodes.py puts there
+    tree = str(Path(str(folder_paths.__file__)).parent)  # sys.path may begin with what nodes.py puts there
     command = [sys.executable, "-c", IMPORT_SCRIPT, tree, pack.__file__]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
