@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from .backbone import Backbone
 
+SHEET = "contact-sheet.jpg"  # beside squares, which are PNGs
+
 Result = dict[str, Any]
 Command = Callable[[Namespace], Result]
 
@@ -40,8 +42,8 @@ def run_demo(arguments: Namespace) -> Result:
 
 
 def masks(arguments: Namespace) -> Result:
-    from .images import save_image
-    from .masks import overlay
+    from .images import list_photos, load_photos, save_image
+    from .proofs import overlay, photo_sheet
 
     portraits, notes = read_portraits(arguments.photos, None, arguments.resolution, "subject")
     names = output_names([face.file_name for face in portraits.faces])
@@ -49,7 +51,14 @@ def masks(arguments: Namespace) -> Result:
         save_image(portraits.images[index], arguments.output / names[index])
         save_image(portraits.masks[index].expand(3, -1, -1), arguments.output / "masks" / names[index])
         save_image(picture, arguments.output / "overlays" / names[index])
-    return {"output": str(arguments.output), "photos": [str(note) for note in notes]}
+    photos, by_name = load_photos(list_photos(arguments.photos))[0], {note.file_name: note for note in notes}
+    sheet = photo_sheet([image for _, image in photos], [by_name[name] for name, _ in photos])
+    save_image(sheet, arguments.output / SHEET)
+    return {
+        "output": str(arguments.output),
+        "contact_sheet": str(arguments.output / SHEET),
+        "photos": [str(note) for note in notes],
+    }
 
 
 def output_names(photos: Sequence[str]) -> list[str]:

@@ -67,7 +67,7 @@ def run(output: Path, progress: Progress) -> dict[str, Any]:
     """Photos, masks, training, composed pictures before and after, attention, restoration. Returns what was written."""
     from . import backbone as backbones
     from . import recipe
-    from .masks import overlay
+    from .proofs import overlay
 
     config = TrainConfig.preset("tiny")
     photos = {"subject": read_samples("person", config.resolution), "style": read_samples("style", config.resolution)}

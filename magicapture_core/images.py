@@ -92,7 +92,12 @@ def join_notes(*stages: Sequence[PhotoNote]) -> list[PhotoNote]:
     for note in (note for notes in stages for note in notes):
         by_file.setdefault(note.file_name, []).append(note)
     return [
-        PhotoNote(file_name=name, used=all(note.used for note in notes), text="; ".join(note.text for note in notes))
+        PhotoNote(
+            file_name=name,
+            used=all(note.used for note in notes),
+            text="; ".join(note.text for note in notes),
+            warnings=tuple(warning for note in notes for warning in note.warnings),
+        )
         for name, notes in by_file.items()
     ]
 
@@ -216,7 +221,8 @@ def load_font(height: int) -> Any:
 
 
 def contact_sheet(images: Sequence[Tensor], columns: int, labels: Sequence[str] | None = None) -> Tensor:
-    """Images [3,H,W] of any sizes, row by row on white, each in the middle of its cell, with its label below it.
+    """Images [3,H,W] of any sizes, row by row on white, each in the middle of its cell, with the lines of its label
+    below it.
 
     The cells have the size of the largest image. Returns [3,H,W].
     """
@@ -225,7 +231,8 @@ def contact_sheet(images: Sequence[Tensor], columns: int, labels: Sequence[str] 
     width, height = max(image.shape[2] for image in images), max(image.shape[1] for image in images)
     gap = max(2, width // 64)
     font_size = min(24, max(10, width // 20)) if labels else 0
-    cell_width, cell_height = width + gap, height + gap + (font_size * 3 // 2)
+    line_height, num_lines = font_size * 3 // 2, max((label.count("\n") + 1 for label in labels or ()), default=0)
+    cell_width, cell_height = width + gap, height + gap + line_height * num_lines
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * cell_width + gap, rows * cell_height + gap), WHITE)
@@ -236,8 +243,9 @@ def contact_sheet(images: Sequence[Tensor], columns: int, labels: Sequence[str] 
         sheet.paste(picture, (left + (width - picture.width) // 2, top + (height - picture.height) // 2))
         if labels:
             font = load_font(font_size)
-            text = _shorten(labels[place], draw, font, width)
-            draw.text((left + width // 2, top + height + font_size // 6), text, BLACK, font, anchor="ma")
+            for number, line in enumerate(labels[place].split("\n")):
+                spot = (left + width // 2, top + height + font_size // 6 + number * line_height)
+                draw.text(spot, _shorten(line, draw, font, width), BLACK, font, anchor="ma")
     return from_pil(sheet)
 
 

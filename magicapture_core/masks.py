@@ -11,37 +11,32 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageDraw
 from pydantic import Field
 from torch import Tensor
 
 from .config import Settings
 from .faces import FaceDetector, choose_face
 from .framing import LEAST_SHARE, MOST_SHARE, Square, frame
-from .images import from_pil, load_font, resize, to_pil
-from .parsing import FaceParser, load_face_parser
+from .images import resize
+from .painting import grow_mask, paint_oval, soften
+from .parsing import CLASSES, EARS, FACE, FaceParser, class_names, load_face_parser
+from .photo_quality import ENLARGED, face_warnings, find_same, fingerprint
 from .types import Face, MagiCaptureError, PhotoNote, Portraits, Side
 
-# The landmarks of FaceMesh around the face, from the top of the forehead clockwise.
-FACE_OVAL = (
-    10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377,
-    152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109,
-)  # fmt: skip
-SUPERSAMPLE = 4
-GROW_STEP = 6  # pixels; a large disk is a small one many times over
 ASPECT_TOLERANCE = 0.02
 OVERLAP = 0.1  # share of a face's box that a given mask must cover to mean this face
-TINT, BOX_COLOUR, POINT_COLOUR = torch.tensor([1.0, 0.25, 0.1]), (60, 220, 90), (255, 230, 0)
+SHAPES = {"oval": (), "parsed": FACE, "skin": tuple(name for name in FACE if name not in EARS)}  # parser's classes
+COMBINED = {"replace": "with your mask", "add": "your mask added", "subtract": "your mask taken away"}
 
 
 class MaskOptions(Settings):
     """How the face is chosen, framed and masked."""
 
-    shape: Literal["oval", "parsed", "own"] = Field(
+    shape: Literal["oval", "parsed", "own", "skin", "custom"] = Field(
         default="oval",
-        description="oval follows the outline of the face. parsed follows skin and features; it needs facexlib and "
-        "parsing_bisenet.pth in models/facedetection. own takes your masks and looks for no face: for pets and things.",
+        description="oval follows the outline of the face. parsed follows skin, features and ears, skin is the same "
+        "without ears, custom takes what classes names: these need facexlib and parsing_bisenet.pth in "
+        "models/facedetection. own takes your masks and looks for no face: for pets and things.",
     )
     face_index: int = Field(
         default=-1,
@@ -65,6 +60,35 @@ class MaskOptions(Settings):
         le=1024,
         description="A photo is left out when its face has fewer pixels and would be enlarged.",
     )
+    hair: bool = Field(
+        default=False,
+        description="Adds the hair to the painted mask, of any shape but own; it needs what shape parsed needs.",
+    )
+    classes: str = Field(
+        default=", ".join(FACE),
+        description="What shape custom takes, with commas between, in CelebAMask-HQ's names: "
+        f"{', '.join(CLASSES[1:])}; or background.",
+    )
+    all_faces: bool = Field(
+        default=False,
+        description="Masks every face in the square, not only the chosen one around which it is cut: for style photos "
+        "of several people, so that nobody's face is learned as style.",
+    )
+    combine: Literal["replace", "add", "subtract"] = Field(
+        default="replace",
+        description="What connected masks do: replace the painted one, are added to it, or are taken away from it.",
+    )
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Numbers of the parser's classes that the mask takes; none where no parser is needed.
+
+        Raises MagiCaptureError for a name in `classes` that is none.
+        """
+        if self.shape == "own":
+            return ()
+        names = class_names(self.classes) if self.shape == "custom" else SHAPES[self.shape]
+        return tuple({CLASSES.index(name) for name in (*names, *(["hair"] if self.hair else []))})
 
     @property
     def what(self) -> str:
@@ -74,11 +98,25 @@ class MaskOptions(Settings):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Found:
-    """A face in a photo, the mask there [1,H,W] if one was given, and how it was found, in words."""
+    """In a photo: the face to cut around, those to paint masks of, the mask [1,H,W] if one was given, and in words how
+    they were found."""
 
     face: Face
+    painted: Sequence[Face] = ()
     mask: Tensor | None = None
     text: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Framed:
+    """A square image [3,S,S], mask and parts [1,S,S] as in `Portraits`, the face in it, what was done, and warnings."""
+
+    image: Tensor
+    mask: Tensor
+    parts: Tensor
+    face: Face
+    text: str
+    warnings: list[str]
 
 
 def prepare_portraits(
@@ -92,27 +130,39 @@ def prepare_portraits(
     """Named photos [3,H,W] -> squares of `resolution` with masks and faces, None if no photo can be used; and a note
     on every photo.
 
-    masks: the user's own, [1,H,W] each, in place of painted ones; a black one counts as none. Without a detector they
-    say where the faces are. parser: for shape `parsed`, loaded when it is not given.
+    masks: the user's own, [1,H,W] each, in place of painted ones or combined with them; a black one counts as none.
+    Without a detector they say where the faces are. parser: for skin and hair, loaded when it is not given.
     """
-    if options.shape == "parsed" and parser is None:
+    if options.parts and parser is None:
         parser = load_face_parser()
-    squares: list[tuple[Tensor, Tensor, Face]] = []
+    squares: list[_Framed] = []
     notes: list[PhotoNote] = []
+    seen: dict[str, Tensor] = {}
     for index, (name, image) in enumerate(photos):
         given = masks[index] if masks is not None else None
         try:
             found = _find(image, given, detector, options)
-            image, mask, face, text = _frame(image, found, resolution, detector, options, parser)
+            framed = _frame(image.float().cpu(), found, resolution, detector, options, parser)
         except MagiCaptureError as reason:
             notes.append(PhotoNote(file_name=name, used=False, text=str(reason)))
             continue
-        squares.append((image, mask, replace(face, source_index=index, file_name=name)))
-        notes.append(PhotoNote(file_name=name, used=True, text=f"{found.text}, {text}"))
+        squares.append(replace(framed, face=replace(framed.face, source_index=index, file_name=name)))
+        own = fingerprint(image.float().cpu())
+        same = find_same(seen, own)
+        warnings = [*framed.warnings, *([] if same is None else [f"the same picture as {same}"])]
+        notes.append(
+            PhotoNote(file_name=name, used=True, text=f"{found.text}, {framed.text}", warnings=tuple(warnings))
+        )
+        seen[name] = own
     if not squares:
         return None, notes
-    images, face_masks, faces = zip(*squares, strict=True)
-    return Portraits(images=torch.stack(images), masks=torch.stack(face_masks), faces=list(faces)), notes
+    portraits = Portraits(
+        images=torch.stack([square.image for square in squares]),
+        masks=torch.stack([square.mask for square in squares]),
+        faces=[square.face for square in squares],
+        parts=torch.stack([square.parts for square in squares]) if options.parts else None,
+    )
+    return portraits, notes
 
 
 def require_portraits(portraits: Portraits | None, notes: Sequence[PhotoNote], side: Side | str) -> Portraits:
@@ -136,21 +186,28 @@ def _find(image: Tensor, mask: Tensor | None, detector: FaceDetector | None, opt
         return _Found(face=Face(box=_bounds(mask)), mask=mask, text="your mask")
     faces = detector.detect(image) if detector else []
     wanted = None if options.face_index < 0 else options.face_index
-    if mask is not None and wanted is None:
+    if mask is not None and wanted is None and options.combine == "replace":
         return _find_under(mask, faces)
     if not faces:
         raise MagiCaptureError("no face found" if detector else "no mask for it, and no face networks to find its face")
     chosen = choose_face(faces, image.shape[1], image.shape[2], wanted)
-    reason = "the largest and most central" if wanted is None else "as face_index says"
-    text = _count(faces, chosen, reason)
-    return _Found(face=faces[chosen], mask=mask, text=text if mask is None else f"{text}, with your mask")
+    text = _count(faces, chosen, "the largest and most central" if wanted is None else "as face_index says")
+    if mask is not None:
+        text = f"{text}, {COMBINED[options.combine]}"
+        if options.combine == "replace":
+            return _Found(face=faces[chosen], mask=mask, text=text)
+    painted = faces if options.all_faces else [faces[chosen]]
+    if len(painted) > 1:
+        text += ", all masked"
+    return _Found(face=faces[chosen], painted=painted, mask=mask, text=text)
 
 
 def _find_under(mask: Tensor, faces: Sequence[Face]) -> _Found:
     covered = [_covered_share(mask, face) for face in faces]
     if covered and max(covered) >= OVERLAP:
         chosen = covered.index(max(covered))
-        return _Found(face=faces[chosen], mask=mask, text=f"{_count(faces, chosen, 'under your mask')}, with your mask")
+        text = f"{_count(faces, chosen, 'under your mask')}, {COMBINED['replace']}"
+        return _Found(face=faces[chosen], mask=mask, text=text)
     return _Found(face=Face(box=_bounds(mask)), mask=mask, text="your mask, which also says where the face is")
 
 
@@ -190,9 +247,7 @@ def _frame(
     detector: FaceDetector | None,
     options: MaskOptions,
     parser: FaceParser | None,
-) -> tuple[Tensor, Tensor, Face, str]:
-    """-> the square image, its mask, the face in it, and what was done, in words."""
-    image = image.float().cpu()
+) -> _Framed:
     most = 1.0 if options.shape == "own" else MOST_SHARE
     square = frame(found.face.box, image.shape[1], image.shape[2], options.face_share, most)
     face_size = float(found.face.box[3] - found.face.box[1])
@@ -202,17 +257,55 @@ def _frame(
             f"{options.min_face_size}"
         )
     pixels, face = square.cut(image, resolution), square.face(found.face, resolution)
+    mask, parts = torch.zeros(1, resolution, resolution), torch.zeros(1, resolution, resolution, dtype=torch.uint8)
+    for one in found.painted:
+        painted, its_parts = _paint(image, one, pixels, square, detector, options, parser)
+        mask, parts = torch.maximum(mask, painted), torch.maximum(parts, its_parts)
     if found.mask is not None:
-        mask = square.cut(found.mask, resolution, padding="constant")
-    elif parser is not None:
-        mask = parser(pixels, face.box)
-    else:
-        assert detector is not None  # without one, the face came from a mask
-        mask = _oval(square.points(detector.mesh(image, found.face), resolution), resolution)
+        given = square.cut(found.mask, resolution, padding="constant")
+        mask = mask * (1 - given) if options.combine == "subtract" and found.painted else torch.maximum(mask, given)
     mask = soften(grow_mask(mask, options.grow), options.feather)
     if not (mask > 0.5).any():
-        raise MagiCaptureError(f"its mask is empty in the square around the {options.what} (grow is {options.grow})")
-    return pixels, mask, face, _describe(square, face, mask, resolution, options.what)
+        raise MagiCaptureError(
+            f"its mask is empty in the square around the {options.what} (grow is {options.grow}, shape is "
+            f"{options.shape}, combine is {options.combine})"
+        )
+    return _Framed(
+        image=pixels,
+        mask=mask,
+        parts=parts,
+        face=face,
+        text=_describe(square, face, mask, resolution, options.what),
+        warnings=[
+            *(["small"] if resolution >= ENLARGED * square.side else []),
+            *([] if options.shape == "own" else face_warnings(image, found.face)),
+        ],
+    )
+
+
+def _paint(
+    image: Tensor,
+    face: Face,
+    pixels: Tensor,
+    square: Square,
+    detector: FaceDetector | None,
+    options: MaskOptions,
+    parser: FaceParser | None,
+) -> tuple[Tensor, Tensor]:
+    """The mask [1,S,S] of one face of a photo in the square cut out of it, and which part each pixel is in for."""
+    size = pixels.shape[-1]
+    mask, parts = torch.zeros(1, size, size), torch.zeros(1, size, size, dtype=torch.uint8)
+    if options.shape == "oval":
+        assert detector is not None  # a face to paint comes from there
+        mask = paint_oval(square.points(detector.mesh(image, face), size), size)
+    box = square.face(face, size).box
+    if options.parts and bool((box[2:] > 0).all() and (box[:2] < size).all()):
+        assert parser is not None
+        wanted = torch.tensor([number in options.parts for number in range(len(CLASSES))])[:, None, None]
+        shares = parser(pixels, box) * wanted
+        parts = (shares.argmax(0, keepdim=True) * (shares.amax(0, keepdim=True) > 0.5)).byte()
+        mask = torch.maximum(mask, shares.sum(0, keepdim=True).clamp(max=1))
+    return mask, parts
 
 
 def _describe(square: Square, face: Face, mask: Tensor, resolution: int, what: str) -> str:
@@ -226,74 +319,3 @@ def _describe(square: Square, face: Face, mask: Tensor, resolution: int, what: s
         parts.append(f"enlarged {resolution / square.side:.1f} times")
     height = float(face.box[3] - face.box[1]) / resolution
     return ", ".join([*parts, f"{what} {height:.0%} of the height, mask {float(mask.mean()):.0%} of the square"])
-
-
-# --- masks -----------------------------------------------------------------------------------------------------------
-
-
-def _oval(landmarks: Tensor, size: int) -> Tensor:
-    """FaceMesh's landmarks [468,2] -> [1,size,size], 1 inside the outline of the face, with smooth edges."""
-    large = Image.new("L", (size * SUPERSAMPLE, size * SUPERSAMPLE))
-    outline = [(float(x), float(y)) for x, y in landmarks[list(FACE_OVAL)] * SUPERSAMPLE - 0.5]
-    ImageDraw.Draw(large).polygon(outline, fill=255)
-    return from_pil(large.reduce(SUPERSAMPLE))[:1]
-
-
-def grow_mask(mask: Tensor, radius: int) -> Tensor:
-    """mask [1,H,W] -> every pixel takes the largest value within `radius` pixels, or the smallest where that is < 0."""
-    if radius < 0:
-        return 1 - grow_mask(1 - mask, -radius)
-    while radius > 0:
-        step = min(radius, GROW_STEP)
-        mask = _dilate(mask, step)
-        radius -= step
-    return mask
-
-
-def _dilate(mask: Tensor, radius: int) -> Tensor:
-    """mask [1,H,W] -> the largest value in a disk, row by row of the disk."""
-    height, width = mask.shape[1:]
-    padded = F.pad(mask, (radius,) * 4)
-    rows = []
-    for offset in range(-radius, radius + 1):
-        half = int((radius**2 - offset**2) ** 0.5)
-        strip = padded[:, radius + offset : radius + offset + height, radius - half : radius + half + width]
-        rows.append(F.max_pool2d(strip, (1, 2 * half + 1), stride=1))
-    return torch.stack(rows).amax(0)
-
-
-def soften(mask: Tensor, width: int) -> Tensor:
-    """mask [1,H,W] -> with an edge that falls over about `width` pixels: a Gaussian of sigma width / 4."""
-    if not width:
-        return mask
-    steps = torch.arange(-width, width + 1.0)
-    kernel = torch.exp(-0.5 * (steps / (width / 4)) ** 2)
-    kernel = kernel / kernel.sum()
-    padded = F.pad(mask[None], (width,) * 4, mode="replicate")
-    return F.conv2d(F.conv2d(padded, kernel[None, None, None]), kernel[None, None, :, None])[0]
-
-
-def overlay(portraits: Portraits) -> Tensor:
-    """The portraits [N,3,S,S] with their masks tinted, boxes, landmarks, and the share that each mask covers."""
-    tint = TINT[:, None, None]
-    tinted = portraits.images * (1 - 0.45 * portraits.masks) + tint * (0.45 * portraits.masks)
-    drawn = []
-    for place, image in enumerate(tinted):
-        face = portraits.faces[place] if portraits.faces else None
-        drawn.append(_annotate(image, face, float(portraits.masks[place].mean())))
-    return torch.stack(drawn)
-
-
-def _annotate(image: Tensor, face: Face | None, share: float) -> Tensor:
-    picture = to_pil(image)
-    draw, line = ImageDraw.Draw(picture), max(1, picture.width // 256)
-    if face is not None:
-        draw.rectangle(face.box.tolist(), outline=BOX_COLOUR, width=line)
-        points = [] if face.landmarks is None else face.landmarks.tolist()
-        for x, y in points:
-            draw.ellipse((x - 2 * line, y - 2 * line, x + 2 * line, y + 2 * line), fill=POINT_COLOUR)
-    height = max(10, picture.width // 24)
-    draw.text(
-        (height // 2, height // 3), f"{share:.0%}", "white", load_font(height), stroke_width=line, stroke_fill="black"
-    )
-    return from_pil(picture)

@@ -48,11 +48,13 @@ class Portraits:
     """One side of the training set, framed: N square photos of one size with their face masks and faces.
 
     images: [N,3,S,S] 0..1. masks: [N,1,S,S] 0..1, white = face. faces: N faces in the pixels of these squares.
+    parts: [N,1,S,S], the number of the class in CelebAMask-HQ for which a parser put a pixel into the mask, or 0.
     """
 
     images: Tensor
     masks: Tensor
     faces: list[Face] = field(default_factory=list)
+    parts: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -73,14 +75,26 @@ def side_of(concept: str) -> Side:
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoNote:
-    """What became of one photo: `used` says whether it is in the set, `text` says in words what was done and why."""
+    """What became of one photo: `used` says whether it is in the set, `text` says in words what was done and why.
+
+    warnings: what speaks against a photo that is used all the same, such as `blurred`.
+    """
 
     file_name: str
     used: bool
     text: str
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> str:
+        """`good`, or what is wrong."""
+        if not self.used:
+            return f"not used: {self.text}"
+        return f"usable: {', '.join(self.warnings)}" if self.warnings else "good"
 
     def __str__(self) -> str:
-        return f"{'+' if self.used else '-'} {self.file_name}: {self.text}"
+        said = f"{self.text}; {self.verdict}" if self.used and self.warnings else self.text
+        return f"{'+' if self.used else '-'} {self.file_name}: {said}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,4 +1,4 @@
-"""FaceMask: photos in any size -> square training pictures with a face mask each, and a preview to judge them by."""
+"""FaceMask: photos in any size -> square training pictures with a face mask each, and pictures to judge both by."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ OPTIONS = {  # widgets of MaskOptions: id -> folded away
     "feather": True,
     "face_share": True,
     "min_face_size": True,
+    "hair": False,
+    "classes": True,
+    "all_faces": False,
+    "combine": True,
 }
 
 
@@ -59,8 +63,8 @@ class FaceMask(io.ComfyNode):
                     "masks",
                     optional=True,
                     tooltip="Your own masks, white = face, or the object where shape is own; one per photo. They "
-                    "replace the painted ones, and then no face network is needed. A black mask means: find the face; "
-                    "where shape is own, the photo is left out.",
+                    "replace the painted ones, and then no face network is needed, unless combine says otherwise. A "
+                    "black mask means: find the face; where shape is own, the photo is left out.",
                 ),
                 io.String.Input(
                     "file_names",
@@ -73,8 +77,17 @@ class FaceMask(io.ComfyNode):
                 io.Image.Output(display_name="images", tooltip="Square pictures for training, as one batch."),
                 io.Mask.Output(display_name="masks", tooltip="The face mask of each picture, white = face."),
                 FacesType.Output(display_name="FACES", tooltip="Where the face of each picture is."),
-                io.Image.Output(display_name="overlay", tooltip="The pictures with their masks drawn over them."),
+                io.Image.Output(
+                    display_name="overlay",
+                    tooltip="The pictures with their masks drawn over them, and in numbers which photo it is, the share "
+                    "that the mask covers, the height of the face. Coloured by what a face parser found, if one is used.",
+                ),
                 io.String.Output(display_name="report", tooltip="What was found in each photo, and what was done."),
+                io.Image.Output(
+                    display_name="contact sheet",
+                    tooltip="Every photo given, used or not, with a green, yellow or red frame and in words: good, or "
+                    "what is wrong, such as small, blurred, dark, overexposed, turned away, the same picture twice.",
+                ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
@@ -88,24 +101,27 @@ class FaceMask(io.ComfyNode):
         file_names: list[str] | None = None,
         **widgets: list[Any],
     ) -> io.NodeOutput:
-        from ..magicapture_core.masks import MaskOptions, overlay, prepare_portraits, require_portraits
+        from ..magicapture_core.masks import MaskOptions, prepare_portraits, require_portraits
+        from ..magicapture_core.proofs import overlay, photo_sheet
 
         photos = name_photos(split(images), file_names or [])
         values = settings_values(MaskOptions.model_validate({}), {name: value[0] for name, value in widgets.items()})
         options = MaskOptions.model_validate(values)
         own_masks = match_masks(masks, len(photos))
-        required = own_masks is None or not all(mask.any() for mask in own_masks)
+        required = own_masks is None or options.combine != "replace" or not all(mask.any() for mask in own_masks)
         detector = None if options.shape == "own" else face_detector(required)
-        parser = face_parser() if options.shape == "parsed" else None
+        parser = face_parser() if options.parts else None
         portraits, notes = prepare_portraits(photos, resolution[0], detector, options, own_masks, parser)
         portraits = require_portraits(portraits, notes, "images")
         report, preview = "\n".join(map(str, notes)), overlay(portraits)
+        sheet = photo_sheet([image for _, image in photos], notes)
         return io.NodeOutput(
             to_comfy(portraits.images),
             masks_to_comfy(portraits.masks),
             portraits.faces,
             to_comfy(preview),
             report,
+            to_comfy(sheet[None]),
             ui=show(report, preview, cls),
         )
 

@@ -19,7 +19,8 @@ from magicapture_core.demo import SAMPLING, Progress, Sheet, compare, compose, e
 from magicapture_core.heatmaps import AttentionRecord
 from magicapture_core.images import contact_sheet
 from magicapture_core.kept import Result
-from magicapture_core.masks import MaskOptions, overlay, prepare_portraits, require_portraits
+from magicapture_core.masks import MaskOptions, prepare_portraits, require_portraits
+from magicapture_core.proofs import overlay
 from magicapture_core.types import Photos, Portraits
 
 from . import world
