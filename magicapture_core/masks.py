@@ -88,7 +88,7 @@ class MaskOptions(Settings):
         if self.shape == "own":
             return ()
         names = class_names(self.classes) if self.shape == "custom" else SHAPES[self.shape]
-        return tuple({CLASSES.index(name) for name in (*names, *(["hair"] if self.hair else []))})
+        return tuple(sorted({CLASSES.index(name) for name in (*names, *(["hair"] if self.hair else []))}))
 
     @property
     def what(self) -> str:

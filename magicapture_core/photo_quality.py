@@ -87,9 +87,11 @@ def find_same(fingerprints: Mapping[str, Tensor], own: Tensor) -> str | None:
 
 
 def _reduced(image: Tensor, box: Tensor) -> Tensor:
-    """image [3,H,W] -> the brightness of what a box [4] holds of it, at most 112 pixels high and 3 or more a side."""
-    left, top, right, bottom = (max(int(edge), 0) for edge in box.round())
-    inside = image[:, top:bottom, left:right]
+    """image [3,H,W] -> the brightness of what a box [4] holds of it, at most 112 pixels high and 3 or more a side; of
+    the nearest pixel where it holds none."""
+    left, top, right, bottom = (int(edge) for edge in box.round())
+    left, top = min(max(left, 0), image.shape[2] - 1), min(max(top, 0), image.shape[1] - 1)
+    inside = image[:, top : max(bottom, top + 1), left : max(right, left + 1)]
     height, width = inside.shape[1:]
     scale = min(1.0, FACE_HEIGHT / height)
     return _grey(resize(inside[None], (max(3, round(height * scale)), max(3, round(width * scale))))[0])

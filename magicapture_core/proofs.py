@@ -89,11 +89,11 @@ def _annotate(image: Tensor, face: Face | None, numbers: str, legend: Sequence[s
 
 
 def _framed(photo: Tensor, note: PhotoNote) -> Tensor:
-    """The photo as large as a cell, in the colour of its verdict."""
+    """The photo in a cell, framed in the colour of its verdict."""
     colour = (USABLE if note.warnings else GOOD) if note.used else NOT_USED
     edge = CELL // 64
     small = ImageOps.contain(to_pil(photo), (CELL - 2 * edge, CELL - 2 * edge))
-    return from_pil(ImageOps.expand(small, edge, colour))
+    return from_pil(ImageOps.pad(ImageOps.expand(small, edge, colour), (CELL, CELL), color="white"))
 
 
 def _label(number: int, note: PhotoNote) -> str:

@@ -79,8 +79,8 @@ class FaceMask(io.ComfyNode):
                 FacesType.Output(display_name="FACES", tooltip="Where the face of each picture is."),
                 io.Image.Output(
                     display_name="overlay",
-                    tooltip="The pictures with their masks drawn over them, and in numbers which photo it is, the share "
-                    "that the mask covers, the height of the face. Coloured by what a face parser found, if one is used.",
+                    tooltip="The pictures with their masks drawn over them, and in numbers which photo it is, the "
+                    "share that the mask covers, the height of the face; in colours what a face parser found.",
                 ),
                 io.String.Output(display_name="report", tooltip="What was found in each photo, and what was done."),
                 io.Image.Output(

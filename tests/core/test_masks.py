@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
 from magicapture_core.faces import FaceDetector, load_face_detector
-from magicapture_core.images import resize, to_pil
-from magicapture_core.masks import MaskOptions, grow_mask, overlay, prepare_portraits, require_portraits, soften
-from magicapture_core.types import Face, MagiCaptureError, Portraits
+from magicapture_core.images import resize
+from magicapture_core.masks import MaskOptions, prepare_portraits, require_portraits
+from magicapture_core.types import MagiCaptureError
 
 PLAIN = MaskOptions()
 
@@ -208,54 +209,122 @@ def test_require_portraits_names_every_photo_in_one_line() -> None:
         require_portraits(*prepare_portraits([], 64, None, PLAIN), "style")
 
 
-def test_parsed_masks_ask_for_what_they_need(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("options", [MaskOptions(shape="parsed"), MaskOptions(hair=True)])
+def test_parsed_masks_ask_for_what_they_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: MaskOptions
+) -> None:
     monkeypatch.setenv("MAGICAPTURE_MODELS", str(tmp_path / "magicapture"))
     with pytest.raises(
-        MagiCaptureError, match=r"parsing_bisenet\.pth is missing; put it into .*facedetection"
+        MagiCaptureError, match=r"parsing_bisenet\.pth is missing; put it into .*facedetection.*pip install facexlib"
     ) as caught:
-        prepare_portraits([("a", torch.zeros(3, 64, 64))], 64, None, MaskOptions(shape="parsed"))
+        prepare_portraits([("a", torch.zeros(3, 64, 64))], 64, None, options)
     assert "\n" not in str(caught.value)
 
 
-def test_grow_mask_makes_a_disk_of_a_dot() -> None:
-    dot = torch.zeros(1, 61, 61)
-    dot[0, 30, 30] = 1
-    for radius in (1, 5, 12, 20):
-        grown = grow_mask(dot, radius)
-        assert grown[0, 30].sum() == grown[0, :, 30].sum() == 2 * radius + 1
-        assert grown.sum() == pytest.approx(torch.pi * (radius + 0.5) ** 2, rel=0.12 + 0.5 / radius)
-    torch.testing.assert_close(grow_mask(1 - dot, -12), 1 - grow_mask(dot, 12))
-    torch.testing.assert_close(grow_mask(torch.ones(1, 9, 9), -3), torch.ones(1, 9, 9))  # beyond the picture is unknown
+def test_all_faces_are_masked_and_one_is_framed(detector: FaceDetector, astronaut: Tensor) -> None:
+    """Two people beside each other, both in the square; the square and FACES are those of the chosen one."""
+    pair = torch.cat([astronaut[:, 30:270, 140:300], astronaut[:, 30:270, 140:300].flip(2)], 2)
+    one, _ = prepare_portraits([("pair", pair)], 128, detector, PLAIN)
+    both, notes = prepare_portraits([("pair", pair)], 128, detector, MaskOptions(all_faces=True))
+    assert one is not None
+    assert both is not None
+    torch.testing.assert_close(one.images, both.images)
+    torch.testing.assert_close(one.faces[0].box, both.faces[0].box)
+    assert (both.masks >= one.masks).all()
+    assert "2 faces" in notes[0].text
+    assert notes[0].text.count("all masked") == 1
+    other = both.masks[0, 0] - one.masks[0, 0]
+    side = slice(64, 128) if one.masks[0, 0, :, :64].sum() > one.masks[0, 0, :, 64:].sum() else slice(0, 64)
+    assert other[:, side].sum() > 0.9 * other.sum() > 0.3 * one.masks.sum()
 
 
-def test_soften_keeps_the_area_and_the_place_of_the_edge() -> None:
-    step = torch.zeros(1, 40, 40)
-    step[..., 20:] = 1
-    soft = soften(step, 8)
-    torch.testing.assert_close(soft.mean(), step.mean())
-    profile = soft[0, 20]
-    assert profile[15] < 0.05
-    assert profile[24] > 0.95
-    assert (profile[1:] >= profile[:-1]).all()
-    assert profile[19] + profile[20] == pytest.approx(1)
-    assert soften(step, 0) is step
+def test_a_given_mask_is_added_or_taken_away(detector: FaceDetector, astronaut: Tensor) -> None:
+    """A disk on the nose, then one beside the face: neither moves the square, which follows the face."""
+    plain, _ = prepare_portraits([("a", astronaut)], 128, detector, PLAIN)
+    assert plain is not None
+    nose, beside = disk(512, 512, 224, 140, 20), disk(512, 512, 150, 60, 12)
+    made = {}
+    for combine in ("replace", "add", "subtract"):
+        options = MaskOptions.model_validate({"combine": combine})
+        for name, mask in (("nose", nose), ("beside", beside), ("black", torch.zeros(1, 512, 512))):
+            if (combine, name) == ("replace", "beside"):
+                continue  # then the mask alone would say where the face is
+            portraits, notes = prepare_portraits([("a", astronaut)], 128, detector, options, [mask])
+            assert portraits is not None, notes
+            made[combine, name] = portraits
+            if name == "black":
+                torch.testing.assert_close(portraits.masks, plain.masks)
+            elif combine != "replace":
+                torch.testing.assert_close(portraits.images, plain.images)
+                assert {"add": "your mask added", "subtract": "your mask taken away"}[combine] in notes[0].text
+    given = made["replace", "nose"].masks
+    torch.testing.assert_close(made["add", "nose"].masks, torch.maximum(plain.masks, given))
+    torch.testing.assert_close(made["subtract", "nose"].masks, plain.masks * (1 - given))
+    torch.testing.assert_close(made["subtract", "beside"].masks, plain.masks, atol=0.01, rtol=0)
+    assert (made["add", "beside"].masks - plain.masks).sum() == pytest.approx(torch.pi * (12 * 128 / 256) ** 2, rel=0.2)
+    whole, notes = prepare_portraits(
+        [("a", astronaut)], 128, detector, MaskOptions(combine="subtract"), [torch.ones(1, 512, 512)]
+    )
+    assert whole is None
+    assert "combine is subtract" in notes[0].text
 
 
-def test_overlay_shows_mask_box_landmarks_and_share() -> None:
-    mask = disk(128, 128, 64, 64, 40)[None]
-    face = Face(box=torch.tensor([30.0, 30, 98, 98]), landmarks=torch.tensor([[64.0, 64.0]] * 5))
-    images = torch.full((1, 3, 128, 128), 0.5)
-    drawn = overlay(Portraits(images=images, masks=mask, faces=[face]))
-    assert drawn.shape == images.shape
-    red, _, blue = drawn[0]
-    assert red[44, 64] > 0.7 > 0.4 > blue[44, 64]  # tinted inside
-    assert red[120, 120] == blue[120, 120] == pytest.approx(0.5, abs=0.01)  # untouched outside
-    assert drawn[0, 1, 30, 64] > 0.8  # the box
-    assert drawn[0, 0, 64, 64] > 0.9 > 0.1 > drawn[0, 2, 64, 64]  # a landmark
-    assert (drawn[0, :, :24, :48] > 0.95).all(0).any()  # white digits
-    bare = overlay(Portraits(images=images, masks=mask))
-    assert (bare[0] != drawn[0]).any(0)[25:105, 25:105].any()
-    assert isinstance(to_pil(drawn[0]), Image.Image)
+def test_what_is_wrong_with_a_photo_is_told_and_it_is_used_all_the_same(
+    detector: FaceDetector, astronaut: Tensor
+) -> None:
+    large = resize(resize(astronaut[None, :, :300, 70:370], (110, 110)), (900, 900))[0]
+    photos = [("good.jpg", astronaut), ("dark.jpg", astronaut * 0.3), ("large.jpg", large)]
+    portraits, notes = prepare_portraits(photos, 128, detector, PLAIN)
+    assert portraits is not None
+    assert len(portraits) == 3
+    assert [note.verdict for note in notes] == [
+        "good",
+        "usable: dark, the same picture as good.jpg",
+        "usable: blurred",
+    ]
+    assert str(notes[1]).endswith("; usable: dark, the same picture as good.jpg")
+    assert "usable" not in str(notes[0])
+    _, notes = prepare_portraits(photos[:1], 512, detector, PLAIN)
+    assert notes[0].warnings == ("small",)
+    own = MaskOptions(shape="own")
+    given = [disk(image.shape[1], image.shape[2], 224, 140, 60) for _, image in photos]
+    _, notes = prepare_portraits(photos, 128, None, own, given)
+    assert [note.warnings for note in notes] == [(), ("the same picture as good.jpg",), ()]  # no face to be dark
+
+
+def test_photos_of_odd_and_different_sizes(detector: FaceDetector, astronaut: Tensor) -> None:
+    """513 x 771, a photo turned on its side in which no face is found, 16 pixels; none stops the others."""
+    photos = [
+        ("tall.png", resize(astronaut[None], (771, 513))[0]),
+        ("narrow.png", astronaut[:, :301, 151:298]),
+        ("noise.png", torch.rand(3, 61, 1023, generator=torch.Generator().manual_seed(0))),
+        ("dot.png", torch.rand(3, 16, 16)),
+        ("line.png", torch.rand(3, 1, 300)),
+    ]
+    for options in (PLAIN, MaskOptions(all_faces=True)):
+        portraits, notes = prepare_portraits(photos, 96, detector, options)
+        assert portraits is not None
+        assert portraits.images.shape == (2, 3, 96, 96)
+        assert [note.used for note in notes] == [True, True, False, False, False]
+
+
+def test_a_mask_that_is_white_all_over_frames_the_whole_photo(detector: FaceDetector, astronaut: Tensor) -> None:
+    portraits, notes = prepare_portraits([("a", astronaut)], 64, detector, PLAIN, [torch.ones(1, 64, 64)])
+    assert portraits is not None
+    assert portraits.masks.min() > 0.99
+    assert "mask 100% of the square" in notes[0].text
+
+
+def test_the_options_of_yesterday_mean_what_they_meant() -> None:
+    """Classes 1 to 13 for `parsed`, as in the paper; no parser for oval and own."""
+    assert MaskOptions(shape="parsed").parts == tuple(range(1, 14))
+    assert MaskOptions(shape="oval").parts == MaskOptions(shape="own", hair=True).parts == ()
+    assert MaskOptions(shape="custom").parts == MaskOptions(shape="parsed").parts  # what stands in classes at first
+    assert MaskOptions(shape="skin").parts == (1, 2, 3, 4, 5, 6, 10, 11, 12, 13)
+    assert MaskOptions(shape="skin", hair=True).parts == (1, 2, 3, 4, 5, 6, 10, 11, 12, 13, 17)
+    assert MaskOptions(hair=True).parts == (17,)
+    assert MaskOptions(shape="custom", classes="hat, hair ,neck", hair=True).parts == (14, 17, 18)
+    assert MaskOptions(classes="nobody asks").parts == ()
 
 
 def test_options_refuse_what_cannot_be() -> None:
