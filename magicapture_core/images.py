@@ -36,6 +36,7 @@ MODES = {
     "PA": "palette",
 }
 MODES |= dict.fromkeys(SIXTEEN_BITS, "16-bit grey")
+COLOURED = 0.2  # difference of a pixel's channels, 0..1
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 CURVE_COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14), (23, 190, 207))
 NUM_GRID_LINES = 4
@@ -103,8 +104,19 @@ def join_notes(*stages: Sequence[PhotoNote]) -> list[PhotoNote]:
 
 
 def load_mask(path: Path) -> Tensor:
-    """A picture file -> [1,H,W] 0..1: its brightness, black where it is transparent. Raises as load_photo does."""
-    return from_pil(_open(path)[0], background=BLACK).mean(0, keepdim=True)
+    """A picture file -> [1,H,W] 0..1: its brightness, black where it is transparent.
+
+    Raises MagiCaptureError as load_photo does, and for colours with transparency, such as a photo out of ComfyUI's mask
+    editor: whether what is transparent counts or what is not, only the user can say.
+    """
+    picture, _ = _open(path)
+    image = from_pil(picture, background=BLACK)
+    if picture.has_transparency_data and (image.amax(0) - image.amin(0)).max() > COLOURED:
+        raise MagiCaptureError(
+            f"{path.name}: colours and transparency in a mask can mean two things; save it in black and white, or load "
+            "what the mask editor saved with Load Image, whose MASK is right"
+        )
+    return image.mean(0, keepdim=True)
 
 
 def load_masks(

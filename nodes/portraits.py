@@ -30,7 +30,7 @@ def face_parser() -> Any:
     """BiSeNet, where the user has put its weights."""
     from ..magicapture_core.parsing import load_face_parser
 
-    return load_face_parser([*models_folders(), *other_models("facedetection"), *other_models("facerestore_models")])
+    return load_face_parser([*other_models("facedetection"), *other_models("facerestore_models"), *models_folders()])
 
 
 def to_portraits(

@@ -289,6 +289,23 @@ def test_photos_of_one_stem_keep_apart(tmp_path, astronaut, detector):
     assert output_names(["A.jpg", "a.png"]) == ["A.jpg.png", "a.png.png"]
 
 
+def test_masks_tell_what_is_wrong_and_show_every_photo(tmp_path, astronaut, detector, capsys):
+    """A photo that cannot be used is on the sheet; one that can be but is dark and there twice says so."""
+    for name, image in (("a", astronaut), ("b", astronaut * 0.3), ("c", torch.rand(3, 99, 60))):
+        save_image(image, tmp_path / "photos" / f"{name}.png")
+    (tmp_path / "photos" / "d.png").write_bytes(b"no picture")
+    arguments = ["masks", str(tmp_path / "photos"), "--output", str(tmp_path / "out"), "--resolution", "64", "--json"]
+    assert main(arguments) == 0
+    told = json.loads(capsys.readouterr().out)
+    said = {line[2]: line for line in told["photos"]}
+    assert "usable" not in said["a"]
+    assert said["b"].endswith("; usable: dark, the same picture as a.png")
+    assert said["c"] == "- c.png: no face found"
+    assert said["d"].startswith("- d.png: cannot be read")
+    sheet = load_photo(Path(told["contact_sheet"]))
+    assert sheet.shape[2] > 3 * 256
+
+
 @pytest.mark.parametrize("folder", ["subject", "subject-masks"])
 def test_two_photos_or_masks_of_one_stem_are_named(photos, tmp_path, capsys, folder):
     shutil.copytree(photos, tmp_path / "photos")

@@ -75,10 +75,12 @@ def test_transparent_places_become_white_in_photos_and_black_in_masks(tmp_path: 
     picture = Image.new("RGBA", SIZE, (255, 0, 0, 0))
     picture.paste((255, 0, 0, 255), (0, 0, 6, 8))
     path = saved(tmp_path / "a.png", picture)
-    photo, mask = images.load_photo(path), images.load_mask(path)
+    photo = images.load_photo(path)
     assert photo[:, 0, 0].tolist() == [1, 0, 0]
     assert photo[:, 0, 11].tolist() == [1, 1, 1]
+    mask = images.load_mask(saved(tmp_path / "b.png", picture.convert("LA")))
     assert mask.shape == (1, 8, 12)
+    assert mask[0, 0, 0] > 0
     assert mask[0, 0, 11] == 0
 
 
@@ -202,6 +204,31 @@ def test_labels_stand_below_and_stay_in_their_cell() -> None:
     assert len(text) > 0
     assert text.min() >= 2
     assert text.max() < 2 + 60
+
+
+def test_a_label_has_lines() -> None:
+    image = torch.full((3, 40, 60), 0.5)
+    heights = [images.contact_sheet([image] * 2, 2, labels).shape[1] for labels in (["a", "b"], ["a", "b\nc\nd"])]
+    assert heights == [2 + 42 + 15, 2 + 42 + 3 * 15]
+    sheet = images.contact_sheet([image, image], 2, ["a", "b\n\nd"])
+    dark = (sheet[:, 44:] < 0.5).any(0)
+    assert [bool(dark[line * 15 : line * 15 + 15, 64:].any()) for line in range(3)] == [True, False, True]
+    assert not dark[15:, :62].any()
+
+
+def test_a_mask_that_can_mean_two_things_is_refused(tmp_path: Path) -> None:
+    """A photo out of the mask editor, with a hole where the user painted; white on nothing is a mask as ever."""
+    photo = Image.new("RGBA", (40, 30), (200, 120, 80, 255))
+    photo.paste((200, 120, 80, 0), (10, 10, 20, 20))
+    photo.save(tmp_path / "editor.png")
+    with pytest.raises(MagiCaptureError, match=r"editor\.png: colours and transparency .* Load Image"):
+        images.load_mask(tmp_path / "editor.png")
+    white = Image.new("RGBA", (40, 30), (255, 255, 255, 0))
+    white.paste((255, 255, 255, 255), (10, 10, 20, 20))
+    white.save(tmp_path / "white.png")
+    assert images.load_mask(tmp_path / "white.png").sum() == 100
+    photo.convert("RGB").save(tmp_path / "photo.png")
+    assert images.load_mask(tmp_path / "photo.png").shape == (1, 30, 40)
 
 
 def test_curves_go_where_the_values_are() -> None:

@@ -4,6 +4,7 @@ import contextlib
 import os
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ def check_masks_lie_in_a_folder_of_their_own(pack):
     assert photos.LoadPhotos.fingerprint_inputs("masked") != before
     assert "a.jpg: 40 x 30 pixels; no mask" in report
     assert "b.jpg: 40 x 30 pixels; with a mask" in report
-    *_, report = run_face_mask(pack, images, masks=masks, file_names=names, shape="own", min_face_size=16)
+    *_, report, _ = run_face_mask(pack, images, masks=masks, file_names=names, shape="own", min_face_size=16)
     assert "- a.jpg: no mask for it" in report
     assert "b.jpg: your mask" in report
 
@@ -96,7 +97,8 @@ def check_samples_give_portraits(pack):
         assert "mask" not in report
         assert len(images) == len(names) == 4
         assert all(image.shape[0] == 1 and image.shape[-1] == 3 for image in images)
-        squares, masks, faces, overlay, report = run_face_mask(pack, images, 512, file_names=names)
+        squares, masks, faces, overlay, report, _ = run_face_mask(pack, images, 512, file_names=names)
+        assert "usable" not in report
         assert squares.shape == overlay.shape == (4, 512, 512, 3)
         assert masks.shape == (4, 512, 512)
         assert [face.file_name for face in faces] == names
@@ -168,11 +170,13 @@ def check_own_masks_need_no_networks(pack, tmp_path):
     default, os.environ["MAGICAPTURE_MODELS"] = os.environ["MAGICAPTURE_MODELS"], str(tmp_path)
     try:
         assert module(pack, "nodes.portraits").face_detector(required=False) is None
-        squares, masks, faces, _, report = run_face_mask(pack, images, 64, masks=[mask])
+        squares, masks, faces, _, report, _ = run_face_mask(pack, images, 64, masks=[mask])
         with refused("models get faces"):
             run_face_mask(pack, images)
         with refused("models get faces"):
             run_face_mask(pack, images, masks=[torch.zeros(1, 90, 120)])
+        with refused("models get faces"):
+            run_face_mask(pack, images, masks=[mask], combine="add")
     finally:
         os.environ["MAGICAPTURE_MODELS"] = default
         folder_paths.folder_names_and_paths["magicapture"] = known
@@ -197,11 +201,72 @@ def check_photos_without_a_face(pack):
     photos = module(pack, "nodes.photos")
     images, names, *_ = photos.LoadPhotos.execute("sample: person").args
     noise = torch.rand(1, 200, 200, 3, generator=torch.Generator().manual_seed(0))
-    squares, *_, report = run_face_mask(pack, [images[0], noise], file_names=[names[0], "noise.png"])
+    squares, *_, report, sheet = run_face_mask(pack, [images[0], noise], file_names=[names[0], "noise.png"])
     assert len(squares) == 1
     assert "- noise.png: no face" in report
+    assert sheet.shape[0] == 1
+    assert sheet.shape[2] > 2 * 256
     with refused("noise.png", "no face"):
         run_face_mask(pack, [noise], file_names=["noise.png"])
+
+
+def check_the_mask_editor_and_back(pack):
+    """A photo of 513 x 771 that ComfyUI's mask editor saved: transparent where the user painted, its colours kept.
+    Load Image makes the paint white; it replaces, is added to or taken away from the mask, in its own place."""
+    photos, load_image = module(pack, "nodes.photos"), import_module("nodes").LoadImage().load_image
+    (first, *_), *_ = photos.LoadPhotos.execute("sample: person").args
+    photo = Image.fromarray((first[0].numpy() * 255).round().astype(np.uint8)).resize((513, 771))
+    alpha = Image.new("L", photo.size, 255)
+    alpha.paste(0, (180, 300, 300, 400))  # nose and cheeks
+    painted = photo.convert("RGBA")
+    painted.putalpha(alpha)
+    folder = input_folder("clipspace")
+    painted.save(folder / "painted.png")
+    photo.save(folder / "plain.png")
+    image, mask = load_image("clipspace/painted.png")
+    untouched, none = load_image("clipspace/plain.png")
+    assert torch.equal(image, untouched)
+    assert mask.shape == (1, 771, 513)
+    assert not none.any()
+    squares, given, *_ = run_face_mask(pack, [image], 256, masks=[mask])
+    plain, oval, *_ = run_face_mask(pack, [untouched], 256, masks=[none])
+    added, both, *_ = run_face_mask(pack, [image], 256, masks=[mask], combine="add")
+    taken, rest, *_ = run_face_mask(pack, [image], 256, masks=[mask], combine="subtract")
+    for same in (squares, added, taken):
+        assert torch.equal(same, plain)
+    assert torch.equal(both, torch.maximum(oval, given))
+    assert torch.equal(rest, oval * (1 - given))
+    assert abs(given.sum() / (120 * 100 * (256 / 513) ** 2) - 1) < 0.02
+    twice, same_mask, *_ = run_face_mask(pack, [plain], 256, masks=[rest])  # the square itself, painted on again
+    assert torch.equal(twice, plain)
+    assert torch.equal(same_mask, rest)
+
+
+def check_odd_pictures_and_masks(pack):
+    """Grey and transparent pictures, several sizes in a list, a mask that is white all over; a black one where the
+    shape is own."""
+    photos = module(pack, "nodes.photos")
+    (first, second, *_), *_ = photos.LoadPhotos.execute("sample: person").args
+    grey = second.mean(-1, keepdim=True)
+    clear = torch.cat([second[:, 100:613, 7:], torch.zeros(1, 513, 633, 1)], -1)
+    squares, masks, *_, report, _ = run_face_mask(pack, [first, grey, clear], 64)
+    assert squares.shape == (3, 64, 64, 3)
+    assert masks.any(2).any(1).all()
+    assert report.count("one face") == 3
+    _, masks, *_ = run_face_mask(pack, [first], 64, masks=[torch.ones(1, 64, 53)])
+    assert masks.min() > 0.99
+    with refused("photo 1", "no mask for it"):
+        run_face_mask(pack, [first], 64, masks=[torch.zeros(1, 64, 64)], shape="own")
+    with refused("classes", "ears is none"):
+        run_face_mask(pack, [first], 64, shape="custom", classes="skin, ears")
+
+
+def check_skin_and_hair_ask_for_the_parser(pack):
+    """In one line that names the file, its folder and the package; each way to ask for it."""
+    wanted: list[dict[str, Any]] = [{"shape": "parsed"}, {"shape": "skin"}, {"shape": "custom"}, {"hair": True}]
+    for options in wanted:
+        with refused("parsing_bisenet.pth", "models/facedetection", "pip install facexlib"):
+            run_face_mask(pack, [torch.rand(1, 90, 120, 3)], **options)
 
 
 def check_sides_must_belong_together(pack):
