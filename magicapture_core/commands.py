@@ -73,7 +73,7 @@ def read_portraits(
 ) -> tuple[Portraits, list[PhotoNote]]:
     """A folder of photos, framed, with what became of each. masks_folder: masks of the same stems, white = face.
 
-    Of an object there have to be masks, white = all of it: no network looks for it.
+    Of an object there have to be masks, white = all of it: no network looks for it. In a style photo every face counts.
     """
     from .faces import load_face_detector
     from .images import join_notes, list_photos, load_masks, load_photos, match_masks
@@ -89,7 +89,7 @@ def read_portraits(
         detector = load_face_detector() if needs_detector else None
     except MagiCaptureError as error:
         raise MagiCaptureError(f"{error}, or give --{side}-masks with a mask for every photo") from error
-    options = MaskOptions(shape="own" if kind == "object" else "oval")
+    options = MaskOptions(shape="own" if kind == "object" else "oval", all_faces=side == "style")
     portraits, framed = prepare_portraits(photos, resolution, detector, options, given)
     notes = join_notes(notes, faults, framed)
     return require_portraits(portraits, notes, side), notes

@@ -34,8 +34,8 @@ class MaskOptions(Settings):
 
     shape: Literal["oval", "parsed", "own", "skin", "custom"] = Field(
         default="oval",
-        description="oval follows the outline of the face. parsed follows skin, features and ears, skin is the same "
-        "without ears, custom takes what classes names: these need facexlib and parsing_bisenet.pth in "
+        description="oval follows the outline of the face. parsed follows skin, features and ears; skin leaves the "
+        "ears out; custom takes what classes names: these need facexlib and parsing_bisenet.pth in "
         "models/facedetection. own takes your masks and looks for no face: for pets and things.",
     )
     face_index: int = Field(
