@@ -108,7 +108,10 @@ def test_every_face_is_parsed_in_its_own_place(detector: FaceDetector, astronaut
 
 
 def test_class_names() -> None:
+    """In the order of the published weights, by which facexlib's users have them."""
     assert len(CLASSES) == len(set(CLASSES)) == 19
+    places = {"background": 0, "skin": 1, "eye_g": 6, "ear_r": 9, "nose": 10, "mouth": 11, "neck": 14, "hair": 17}
+    assert {name: CLASSES.index(name) for name in places} == places
     assert class_names("skin, u_lip,hair,") == ("skin", "u_lip", "hair")
     for text, fault in (("skin, lips", "classes: lips is none; write some of"), (" , ", "classes: no name in it")):
         with pytest.raises(MagiCaptureError, match=fault) as caught:
