@@ -3,7 +3,7 @@
 Warnings alone: nothing here leaves a photo out. Knows no networks.
 
 The limits lie between what was measured on sound pictures (one public portrait, a group photo of six, drawn people
-with skin from light to dark) and on the same ones spoilt; tests hold both sides.
+with skin from light to dark) and on the same ones spoilt; tests hold both sides, but for the group photo.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LUMA = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
 FACE_HEIGHT = 112  # at most, in pixels, at which sharpness is judged; that of face recognition
 BLURRED = 1.4  # pixels of that; measured 0.6-0.9 on sharp faces, 1.9-2.6 after a blur of 2 % of the face's height
 DARK = 0.35  # brightness of the face's brightest twentieth; 0.47 on the darkest skin, 0.26 after three tenths of light
-OVEREXPOSED, WHITE = 0.25, 0.98  # share of white pixels; 0.01 and less, 0.38 and more in photos 1.7 times as bright
+OVEREXPOSED, WHITE = 0.25, 0.98  # white pixels; 0.01 and less, 0.38 and more in real photos 1.7 times as bright
 TURNED = 40.0  # degrees to the side; a three-quarter view measured 35, a near profile 50
 NOSE = 0.62  # how far the tip of the nose stands out, in distances of the eyes; 0.5-0.7 by FaceMesh
 ENLARGED = 1.5  # times by which a square is: its face is small
