@@ -199,9 +199,6 @@ class AttentionMapViewer(io.ComfyNode):
         strips, grids = (torch.stack(draw(record, pictures)) for draw in (heatmaps.strips, heatmaps.resolutions))
         frames = to_comfy(heatmaps.frames(record, pictures))
         report = describe(record, None if mask is None else masks_to_core(mask))
-        shown = show(report, overlay, cls)
-        shown["images"] += animation(frames, cls)
-        shown["animated"] = (True,)  # tells the page to look at each file's kind
         return io.NodeOutput(
             to_comfy(overlay),
             to_comfy(strips),
@@ -209,7 +206,7 @@ class AttentionMapViewer(io.ComfyNode):
             report,
             to_comfy(grids),
             frames,
-            ui=shown,
+            ui={**show(report), **animation(frames, cls)},
         )
 
 
@@ -262,13 +259,17 @@ def word_masks(record: Any, images: Tensor, threshold: float) -> Tensor:
     return torch.stack(masks, 1).flatten(0, 1)
 
 
-def animation(frames: Tensor, cls: Any) -> list[Any]:
-    """IMAGE frames as one animated picture in ComfyUI's folder of previews, as an entry of what a node shows."""
+def animation(frames: Tensor, cls: Any) -> dict[str, Any]:
+    """IMAGE frames as one moving picture in ComfyUI's folder of previews: what the page shows on the node. It has room
+    for one picture where that moves, so the overlay is left to its output."""
     from comfy_api.latest import ui
 
     options = {"fps": FRAMES_PER_SECOND, "lossless": False, "quality": 85, "method": 4}
     folder, prefix = io.FolderType.temp, f"magicapture_maps_{uuid.uuid4().hex[:8]}"
-    return [ui.ImageSaveHelper.save_animated_webp(frames, prefix, folder, cls, **options)]
+    return {
+        "images": [ui.ImageSaveHelper.save_animated_webp(frames, prefix, folder, cls, **options)],
+        "animated": (True,),
+    }
 
 
 def describe(record: Any, masks: Tensor | None) -> str:
