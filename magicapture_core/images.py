@@ -261,6 +261,20 @@ def contact_sheet(images: Sequence[Tensor], columns: int, labels: Sequence[str] 
     return from_pil(sheet)
 
 
+def write_on(image: Tensor, text: str) -> Tensor:
+    """The image [3,H,W] with a line of text in its lower left corner, white with a black rim: legible on any picture.
+
+    Too long a text is cut.
+    """
+    picture = to_pil(image)
+    font_size = min(32, max(10, picture.width // 20))
+    draw, font, margin = ImageDraw.Draw(picture), load_font(font_size), font_size // 2
+    place = margin, picture.height - margin
+    text, rim = _shorten(text, draw, font, picture.width - 2 * margin), max(1, font_size // 10)
+    draw.text(place, text, WHITE, font, anchor="ls", stroke_width=rim, stroke_fill=BLACK)
+    return from_pil(picture)
+
+
 def _shorten(text: str, draw: ImageDraw.ImageDraw, font: Any, width: float) -> str:
     """`text`, or as much of it as fits into `width` with an ellipsis."""
     if draw.textlength(text, font) <= width:

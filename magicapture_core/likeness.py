@@ -46,6 +46,11 @@ def likeness_to(
     return likeness
 
 
+def ranked(scores: Sequence[float | None]) -> list[int]:
+    """The places of the scores, the most alike first; those without a face come last, equals stay in their order."""
+    return sorted(range(len(scores)), key=lambda place: (scores[place] is None, -(scores[place] or 0)))
+
+
 def embed_face(recogniser: Recogniser, detector: FaceDetector, image: Tensor) -> Tensor | None:
     """[1,D] of unit length, where the recogniser is; None without a face. image: [3,H,W] in 0..1."""
     face = find_face(detector, image)

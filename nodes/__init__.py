@@ -18,6 +18,7 @@ from . import (
     sample,
     save,
     settings,
+    sweep,
     train,
 )
 from .folders import register_models
@@ -30,6 +31,7 @@ STAGES = (
     train,
     artifact,
     sample,
+    sweep,
     attention,
     restore,
     recognition,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import folder_paths
 import torch
 
+from ..magicapture_core.kohya import TEXT_ENCODER, UNET
 from ..magicapture_core.types import SD1, MagiCaptureError
 from .folders import digest, embeddings_folders
 from .prompting import LearnedTokenizer
@@ -54,6 +55,14 @@ def fingerprint(lora_name: str) -> list[Any]:
     return [digest(str(path), path.stat().st_mtime_ns)]
 
 
+def fingerprint_if_there(lora_name: str) -> list[Any]:
+    """The same for a node that may have an artifact in the file's place, so that the file need not be there."""
+    try:
+        return fingerprint(lora_name)
+    except (MagiCaptureError, OSError):
+        return []
+
+
 def load(lora_name: str) -> Artifact:
     """The chosen file as an artifact for SD1.5."""
     from ..magicapture_core import artifact
@@ -70,26 +79,55 @@ def check_architecture(artifact: Artifact) -> Artifact:
 
 
 def attach(artifact: Artifact, model: Any, clip: Any, strength_model: float, strength_clip: float) -> tuple:
-    """-> clones of MODEL and CLIP with the LoRA on them and its words known, and whether MODEL had it already.
+    """-> clones of MODEL and CLIP with the LoRA on them and its words known, and which of both had it already.
 
-    A part that is attached, whichever node did it, is left as it is. Raises MagiCaptureError when MODEL is not SD1.5.
+    A part that is attached, whichever node did it and how strongly, is left as it is. Raises MagiCaptureError when
+    MODEL or CLIP is not SD1.5's, or holds one half of the LoRA beside that of another.
     """
     import comfy.lora
     import comfy.sd
 
-    unet = {key: weight for key, weight in artifact.lora.items() if key.startswith("lora_unet_")}
-    text = {key: weight for key, weight in artifact.lora.items() if key.startswith("lora_te_")}
-    on_model = is_attached(unet, model, comfy.lora.model_lora_keys_unet(model.model, {}))
-    on_clip = is_attached(text, clip.patcher, comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}))
-    wanted = ({} if on_model else unet) | ({} if on_clip else text)
+    check_sd1(model, clip)
+    parts = {
+        "MODEL": (UNET, model, comfy.lora.model_lora_keys_unet(model.model, {})),
+        "CLIP": (TEXT_ENCODER, clip.patcher, comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})),
+    }
+    wanted, attached = {}, []
+    for part, (prefix, patcher, key_map) in parts.items():
+        lora = {key: weight for key, weight in artifact.lora.items() if key.startswith(f"{prefix}_")}
+        if is_attached(lora, patcher, key_map):
+            attached.append(part)
+        else:
+            wanted |= lora
     model, clip = comfy.sd.load_lora_for_models(model, clip, wanted, strength_model, strength_clip)
     words = {token.placeholder: token.vectors for token in artifact.tokens}
     clip.tokenizer = LearnedTokenizer(clip.tokenizer, words)
-    return model, clip, on_model
+    return model, clip, attached
+
+
+def check_sd1(model: Any, clip: Any) -> None:
+    """Raises MagiCaptureError unless both are of SD1.5, or of any model fine-tuned from it."""
+    from ..magicapture_core.ldm import PROMPT_DIM
+
+    width = model.model.model_config.unet_config.get("context_dim")
+    if width != PROMPT_DIM:
+        raise MagiCaptureError(
+            f"model: it is not SD1.5 (its prompts are {width} wide, not {PROMPT_DIM}); load an SD1.5 checkpoint"
+        )
+    encoders = [*clip.tokenize("")]
+    if encoders != ["l"]:
+        raise MagiCaptureError(
+            f"clip: it is not that of SD1.5 (its text encoders are {' and '.join(encoders)}, not l alone); take the "
+            "CLIP of an SD1.5 checkpoint"
+        )
 
 
 def is_attached(lora: dict[str, torch.Tensor], patcher: Any, key_map: dict[str, Any]) -> bool:
-    """Whether these very weights are among the patcher's. Raises MagiCaptureError when it has none of the layers."""
+    """Whether these weights, scaled or not, are among the patcher's.
+
+    `halves.scaled` leaves each layer's `down` as it is, and `halves.mix` stacks two: so its rows tell what is there.
+    Raises MagiCaptureError when the patcher has none of the layers, or a LoRA that is these weights in part.
+    """
     import comfy.lora
 
     wanted = comfy.lora.load_lora(lora, key_map, log_missing=False)
@@ -98,15 +136,24 @@ def is_attached(lora: dict[str, torch.Tensor], patcher: Any, key_map: dict[str, 
             raise MagiCaptureError("model, clip: none of the LoRA's layers is in them; connect those of SD1.5")
         return False
     key, adapter = next(iter(wanted.items()))
-    return any(_same(adapter, patch[1]) for patch in patcher.patches.get(key, ()))
+    ours = _down(adapter)
+    present = [_down(patch[1]) for patch in patcher.patches.get(key, ())]
+    present = [theirs for theirs in present if theirs.shape[1:] == ours.shape[1:]]
+    if any(torch.equal(ours, theirs) for theirs in present):
+        return True
+    if any((ours[:, None] == theirs[None]).all(-1).any() for theirs in present):
+        raise MagiCaptureError(
+            "artifact, lora_name: MODEL or CLIP has the person or the style of this file already, beside those of "
+            "another; connect the artifact of the node that put them there"
+        )
+    return False
 
 
-def _same(ours: Any, theirs: Any) -> bool:
-    pairs = zip(ours.weights[:2], getattr(theirs, "weights", (None, None))[:2], strict=True)
-    return all(
-        isinstance(b, torch.Tensor) and a.shape == b.shape and torch.equal(a.cpu(), b.cpu().to(a.dtype))
-        for a, b in pairs
-    )
+def _down(adapter: Any) -> torch.Tensor:
+    """[rank,in] of a LoRA's layer; nothing of any other kind of patch."""
+    from comfy.weight_adapter import LoRAAdapter
+
+    return adapter.weights[1].cpu().half().flatten(1) if isinstance(adapter, LoRAAdapter) else torch.zeros(0)
 
 
 def _by_age() -> Iterator[Path]:

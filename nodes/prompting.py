@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -20,11 +21,17 @@ UNBREAKABLE = 8  # words of fewer entries move to the next chunk as a whole
 class LearnedTokenizer:
     """A ComfyUI tokenizer that also knows learned words; everything else is the wrapped tokenizer's."""
 
-    def __init__(self, tokenizer: Any, words: Mapping[str, Tensor]) -> None:
-        """words: placeholder -> rows [n,C]. Wrapping again adds to the known words, the newest of a name wins."""
+    def __init__(
+        self, tokenizer: Any, words: Mapping[str, Tensor], strengths: Mapping[str, float] = MappingProxyType({})
+    ) -> None:
+        """words: placeholder -> rows [n,C]. strengths: placeholder -> what its weight in the text is multiplied by.
+
+        Wrapping again adds to what is known, the newest of a name wins.
+        """
         known = isinstance(tokenizer, LearnedTokenizer)
         self.wrapped = tokenizer.wrapped if known else tokenizer
         self.words = {**tokenizer.words, **words} if known else dict(words)
+        self.strengths = {**tokenizer.strengths, **strengths} if known else dict(strengths)
 
     def __getattr__(self, name: str) -> Any:
         if name == "wrapped":  # asked for by copy and pickle before __init__ has run
@@ -32,7 +39,9 @@ class LearnedTokenizer:
         return getattr(self.wrapped, name)
 
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **options: Any) -> dict[str, Any]:
-        present = {marker(word): rows for word, rows in self.words.items() if word in text}
+        present = {
+            marker(word): (self.words[word], self.strengths.get(word, 1.0)) for word in self.words if word in text
+        }
         if not present:
             return self.wrapped.tokenize_with_weights(text, return_word_ids, **options)
         for word in sorted(self.words, key=len, reverse=True):
@@ -53,17 +62,20 @@ def marker(placeholder: str) -> str:
     return "zq" + digest.translate(str.maketrans("0123456789", "ghijklmnop"))
 
 
-def splice(tokenizer: Any, chunks: list[list[Entry]], words: Mapping[str, Tensor]) -> list[list[Entry]]:
-    """Chunks of 77 holding markers -> chunks of 77 holding rows. tokenizer: ComfyUI's, of one text encoder."""
+def splice(tokenizer: Any, chunks: list[list[Entry]], words: Mapping[str, tuple[Tensor, float]]) -> list[list[Entry]]:
+    """Chunks of 77 holding markers -> chunks of 77 holding rows, each as strong as it is said.
+
+    tokenizer: ComfyUI's, of one text encoder. words: marker -> rows [n,C] and their strength.
+    """
     entries = [entry for chunk in chunks for entry in _content(tokenizer, chunk)]
-    runs = {_ids(tokenizer, word): rows for word, rows in words.items()}
+    runs = {_ids(tokenizer, word): learned for word, learned in words.items()}
     groups: list[list[Entry]] = []
     position = 0
     while position < len(entries):
         run = next((run for run in runs if _starts_with(entries, position, run)), None)
         if run is not None:
-            weight = entries[position][1]
-            groups.append([(row, weight, 0) for row in runs[run]])
+            rows, strength = runs[run]
+            groups.append([(row, entries[position][1] * strength, 0) for row in rows])
             position += len(run)
             continue
         entry = entries[position]

@@ -20,6 +20,7 @@ from torch import Tensor
 
 CATEGORY = "MagiCapture"
 MAX_INT = 2**53 - 1  # the page's numbers are doubles
+MAX_STRENGTH = 10.0  # of a LoRA, either way
 
 ArtifactType = io.Custom("MAGICAPTURE")
 SettingsType = io.Custom("MAGICAPTURE_SETTINGS")
@@ -56,7 +57,8 @@ def checkpoint_inputs(optional: bool = False, **tooltips: str) -> list[Any]:
 
 
 def strength_input(name: str, tooltip: str, optional: bool = False) -> Any:
-    return io.Float.Input(name, default=1.0, min=-10.0, max=10.0, step=0.05, tooltip=tooltip, optional=optional)
+    bounds = {"min": -MAX_STRENGTH, "max": MAX_STRENGTH, "step": 0.05}
+    return io.Float.Input(name, default=1.0, **bounds, tooltip=tooltip, optional=optional)
 
 
 def text_input(name: str, default: str, tooltip: str) -> Any:
