@@ -22,7 +22,7 @@ class ComposedPromptSampler(io.ComfyNode):
             description="Makes portraits of the learned person in the learned style. Puts the LoRA on MODEL itself, "
             "unless it is there already.",
             inputs=[
-                *required_sockets(),
+                *required_sockets("The first picture's seed; the next pictures use the next numbers."),
                 io.Int.Input("count", default=4, min=1, max=64, tooltip="How many pictures to make."),
                 *optional_sockets(),
                 io.Boolean.Input(

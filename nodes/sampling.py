@@ -31,7 +31,8 @@ PARTS = {"MODEL": "strength_model", "CLIP": "strength_clip"}
 # -- sockets -----------------------------------------------------------------------------------------------------------
 
 
-def required_sockets() -> list[Any]:
+def required_sockets(seed: str) -> list[Any]:
+    """seed: its tooltip."""
     import comfy.samplers
 
     return [
@@ -62,7 +63,7 @@ def required_sockets() -> list[Any]:
             min=0,
             max=MAX_INT,
             control_after_generate=True,
-            tooltip="The first picture's seed; the next pictures use the next numbers. A sweep has one for all.",
+            tooltip=seed,
         ),
         io.Int.Input("steps", default=30, min=1, max=1000, tooltip="Sampling steps of each picture."),
         io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="How closely to follow the prompt."),
@@ -92,14 +93,14 @@ def optional_sockets() -> list[Any]:
         ),
         strength_input(
             "strength_subject",
-            "How strongly the person acts: his half of a LoRA of split adapters; of joint ones, the weight of his "
-            "learned word, as in (<subject>:0.8). The report says which.",
+            "How strongly the person acts. A LoRA of split adapters: the person's half of it. Of joint ones: the "
+            "weight of the learned word, as in (<subject>:0.8). The report says which.",
             optional=True,
         ),
         strength_input(
             "strength_style",
-            "How strongly the style acts: its half of a LoRA of split adapters; of joint ones, the weight of its "
-            "learned word, as in (<style>:0.8). The report says which.",
+            "How strongly the style acts. A LoRA of split adapters: the style's half of it. Of joint ones: the "
+            "weight of the learned word, as in (<style>:0.8). The report says which.",
             optional=True,
         ),
         io.ControlNet.Input(

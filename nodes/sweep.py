@@ -30,7 +30,7 @@ class StrengthSweep(io.ComfyNode):
             "out on a sheet that says at which. So the strengths of a LoRA are found at a glance.",
             search_aliases=["XY plot", "grid", "LoRA strength", "contact sheet"],
             inputs=[
-                *required_sockets(),
+                *required_sockets("One for all pictures, so that only the strengths differ."),
                 *axis("rows", "strength_style", "0.4, 0.7, 1"),
                 *axis("columns", "strength_model", "0.6, 0.8, 1"),
                 *optional_sockets(),
