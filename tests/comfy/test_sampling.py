@@ -19,7 +19,7 @@ from magicapture_core.kohya import to_kohya
 from magicapture_core.types import Token
 
 from .journeys import CFG, CHECKPOINT, SAMPLING_STEPS, node, stock
-from .server import ComfyServer, Prompt
+from .server import ComfyServer, Prompt, PromptFailed
 
 PROMPT = "A photo of a {} person in the {} style"
 
@@ -165,6 +165,28 @@ def test_every_picture_has_its_own_seed(server: ComfyServer, ready: str) -> None
     assert len(two) == 2
     assert np.abs(two[0] - two[1]).max() > 2
     assert (two[1] == alone[0]).all()
+
+
+def test_a_sweep_and_an_odd_size_over_the_api(server: ComfyServer, ready: str) -> None:
+    """A picture of the sweep is that of the sampler; 69 x 127 becomes 64 x 120; a bad value is one line."""
+    prompt = CHECKPOINT_NODE | ours(["1", 0], ["1", 1], width=69, height=127, strength_style=0.5)
+    axes = {"rows": "strength_style", "row_values": "0.5, 1", "columns": "nothing", "column_values": ""}
+    inputs = {key: value for key, value in prompt["18"]["inputs"].items() if key not in ("count", "strength_style")}
+    sweep = {"18": node("MagiCaptureStrengthSweep", **inputs, **axes), "19": node("SaveImage", images=["18", 1])}
+    sweep["19"]["inputs"]["filename_prefix"] = "swept"
+    run = server.run(prompt)
+    alone = np.asarray(server.images(run, "19")[0].convert("RGB"), dtype=np.int16)
+    swept = server.run(prompt | sweep)
+    cells = [np.asarray(picture.convert("RGB"), dtype=np.int16) for picture in server.images(swept, "19")]
+    assert alone.shape == (120, 64, 3)
+    assert "width, height: 64 x 120" in "".join(run.outputs["20"]["text"])
+    assert np.abs(cells[0] - alone).max() <= 1  # the VAE rounds a batch otherwise than one
+    assert np.abs(cells[1] - alone).max() > 2
+    assert "picture 2: style 1" in "".join(swept.outputs["20"]["text"])
+    assert server.images(swept, "18")[0].width > 64  # the sheet, on the node
+    prompt["18"] = node("MagiCaptureStrengthSweep", **inputs, **axes | {"row_values": "much"})
+    with pytest.raises(PromptFailed, match="row_values: 'much' is no number"):
+        server.run(prompt | {"19": sweep["19"]})
 
 
 def test_cancel_while_sampling(server: ComfyServer, ready: str) -> None:

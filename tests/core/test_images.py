@@ -195,6 +195,23 @@ def test_contact_sheet_puts_every_image_in_its_cell() -> None:
     assert (small == 0).all(0).sum() == 20 * 30 + 4 * 4
 
 
+@pytest.mark.parametrize("grey", [0.0, 0.5, 1.0])
+def test_writing_is_legible_on_any_picture_and_stays_in_its_corner(grey: float) -> None:
+    """Both white and black are in it, whatever is below; all the rest of the picture is as it was."""
+    image = torch.full((3, 200, 300), grey)
+    written = images.write_on(image, "1: seed 7, likeness 0.731")
+    changed = (written - image).abs().amax(0) > 0.01
+    rows, columns = changed.any(1).nonzero(), changed.any(0).nonzero()
+    assert written.shape == image.shape
+    assert 170 < rows.min() < rows.max() < 200
+    assert 0 <= columns.min() < columns.max() < 240
+    inside = written[:, rows.min() : rows.max(), columns.min() : columns.max()]
+    assert (inside > 0.95).all(0).sum() > 100
+    assert (inside < 0.05).all(0).sum() > 100
+    long = images.write_on(image, "seed " * 50)
+    assert ((long - image).abs().amax(0) > 0.01).any(0).nonzero().max() < 299
+
+
 def test_labels_stand_below_and_stay_in_their_cell() -> None:
     image = torch.full((3, 40, 60), 0.5)
     plain = images.contact_sheet([image, image], columns=2)
