@@ -42,6 +42,8 @@ def _dense(key: str, weight: Any) -> Tensor:
 
 def plain_backbone(model: Any, clip: Any, vae: Any) -> Any:
     """The core's Backbone out of the three sockets, on the CPU. Raises MagiCaptureError for anything but SD1.5."""
+    from comfy.model_sampling import V_PREDICTION
+
     from ..magicapture_core.backbone import from_comfy_state
     from ..magicapture_core.ldm import PROMPT_DIM
 
@@ -49,6 +51,8 @@ def plain_backbone(model: Any, clip: Any, vae: Any) -> Any:
     if text_encoder is None or not hasattr(clip.tokenizer, "clip_l"):
         raise MagiCaptureError("CLIP is not that of an SD1.5 model: load an SD1.5 checkpoint")
     predicts: str = model.model.model_type.name
+    if isinstance(model.get_model_object("model_sampling"), V_PREDICTION):  # ModelSamplingDiscrete can say so too
+        predicts = "V_PREDICTION"
     width = model.model.model_config.unet_config.get("context_dim")
     if width != PROMPT_DIM:  # before a copy in fp32 is made of what may be fifty gigabytes
         raise MagiCaptureError(

@@ -213,15 +213,16 @@ def check_another_word_that_is_none_is_refused_at_its_node(pack):
 
 
 def check_other_models_are_refused(pack, loaded):
-    """An inpainting UNet and a v-prediction model, in one line each, before anything is trained."""
+    """An inpainting UNet and a v-prediction model, by itself or by a node, in one line each, before any training."""
     import comfy.model_base
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 
     weights, types = module(pack, "nodes.weights"), module(pack, "magicapture_core.types")
     model, clip, vae = loaded
 
     class Inpainting:
         def __init__(self, patcher):
-            self.patcher, self.model = patcher, patcher.model
+            self.patcher, self.model, self.get_model_object = patcher, patcher.model, patcher.get_model_object
 
         def get_key_patches(self, prefix):
             found = self.patcher.get_key_patches(prefix)
@@ -232,7 +233,9 @@ def check_other_models_are_refused(pack, loaded):
 
     messages = []
     kind = model.model.model_type
-    for broken, predicts in ((Inpainting(model), kind), (model, comfy.model_base.ModelType.V_PREDICTION)):
+    velocity = comfy.model_base.ModelType.V_PREDICTION
+    patched = ModelSamplingDiscrete().patch(model, "v_prediction", False)[0]
+    for broken, predicts in ((Inpainting(model), kind), (model, velocity), (patched, kind)):
         model.model.model_type = predicts
         try:
             with torch.inference_mode(False):
@@ -241,7 +244,7 @@ def check_other_models_are_refused(pack, loaded):
             messages.append(str(error))
         finally:
             model.model.model_type = kind
-    assert len(messages) == 2
+    assert len(messages) == 3
     assert "inpainting" in messages[0]
-    assert "v_prediction" in messages[1]
+    assert all("v_prediction" in message for message in messages[1:])
     assert not any("\n" in message for message in messages)
