@@ -1,6 +1,7 @@
 """ComposedPromptSampler and StrengthSweep: the stock chain's very latents, each strength where it belongs, likeness."""
 
 from dataclasses import replace
+from importlib import import_module
 from itertools import combinations
 
 import torch
@@ -46,11 +47,11 @@ def attached(pack, loaded, artifact=None):
     return part(pack, "nodes.patching").attach(artifact or random_artifact(pack), *loaded[:2], 1.0, 1.0)[:2]
 
 
-def stock(model, clip, text, control=None, size=(64, 64)):
+def stock(on, text, control=None, size=(64, 64)):
     """CLIPTextEncode, ControlNetApplyAdvanced, EmptyLatentImage and KSampler of ComfyUI -> latents."""
-    import nodes
-
-    conditioning = [nodes.CLIPTextEncode().encode(clip, part_of)[0] for part_of in (text, "")]
+    nodes = import_module("nodes")
+    model, clip = on
+    conditioning = [nodes.CLIPTextEncode().encode(clip, prompt)[0] for prompt in (text, "")]
     if control:
         conditioning = nodes.ControlNetApplyAdvanced().apply_controlnet(*conditioning, *control, 0.0, 1.0)
     latent = nodes.EmptyLatentImage().generate(*size)[0]
@@ -67,13 +68,13 @@ def spoken(text, subject="<subject>", style="<style>"):
 def check_joint_adapters_weigh_the_words(pack, loaded):
     """The latents of the stock nodes with (<subject>:0.8) in the prompt; a weight of the user's is multiplied."""
     on = attached(pack, loaded)
-    plain = stock(*on, spoken(PROMPT))
+    plain = stock(on, spoken(PROMPT))
     _, latents, report = compose(pack, loaded, strength_subject=0.8)
-    assert torch.equal(latents, stock(*on, spoken(PROMPT, "(<subject>:0.8)")))
+    assert torch.equal(latents, stock(on, spoken(PROMPT, "(<subject>:0.8)")))
     assert not torch.equal(latents, plain)
     assert any("strength_subject weighs the words, (<subject>:0.8)" in line for line in report)
     both = compose(pack, loaded, prompt=PROMPT.replace("{style}", "({style}:0.5)"), strength_style=0.5)[1]
-    assert torch.equal(both, stock(*on, spoken(PROMPT, style="(<style>:0.25)")))
+    assert torch.equal(both, stock(on, spoken(PROMPT, style="(<style>:0.25)")))
     assert torch.equal(compose(pack, loaded)[1], plain)
 
 
@@ -82,7 +83,7 @@ def check_split_adapters_scale_their_halves(pack, loaded):
     artifact = split_artifact(pack)
     factors = torch.tensor([1, 1, 1, 0.5]).half()
     lora = {key: value * factors if key.endswith("up.weight") else value for key, value in artifact.lora.items()}
-    expected = stock(*attached(pack, loaded, replace(artifact, lora=lora)), spoken(PROMPT))
+    expected = stock(attached(pack, loaded, replace(artifact, lora=lora)), spoken(PROMPT))
     _, latents, report = compose(pack, loaded, artifact=artifact, strength_style=0.5)
     assert torch.equal(latents, expected)
     assert not torch.equal(latents, compose(pack, loaded, artifact=artifact)[1])
@@ -95,7 +96,7 @@ def check_what_is_on_model_is_left_as_it_is(pack, loaded):
     whole = split_artifact(pack, text=True)
     scaled = halves.scaled(whole, {"subject": 1.0, "style": 0.25})
     on = attached(pack, loaded, scaled)
-    expected = stock(*on, spoken(PROMPT))
+    expected = stock(on, spoken(PROMPT))
     for artifact in (whole, scaled):
         _, latents, report = compose(pack, (*on, loaded[2]), artifact=artifact, strength_model=0.5, strength_style=0.5)
         assert torch.equal(latents, expected)
@@ -120,8 +121,7 @@ def check_a_strength_that_cannot_act_is_told(pack, loaded):
     """No word of it in the prompt, no half of it in the file, no text part: a line for the sampler, none at 1."""
     halves = part(pack, "magicapture_core.halves")
     joint = random_artifact(pack, text=False)
-    wanted = {"strength_style": 0.5, "strength_clip": 0.5}
-    report = compose(pack, loaded, artifact=joint, prompt="{subject}", **wanted)[2]
+    report = compose(pack, loaded, artifact=joint, prompt="{subject}", strength_style=0.5, strength_clip=0.5)[2]
     assert "strength_style 0.5 has no effect with random: the prompt holds no learned word of a style" in report
     assert "strength_clip 0.5 has no effect with random: it has no part for CLIP" in report
     person = halves.extract(split_artifact(pack), "subject", "person")
@@ -194,7 +194,7 @@ def check_attention_patches_keep_acting(pack, loaded):
     seen = [compose(pack, loaded)[1]]
     for patcher in (model, patched):
         seen.append(compose(pack, (patcher, *loaded[1:]))[1])
-        assert torch.equal(seen[-1], stock(*attached(pack, (patcher, *loaded[1:])), spoken(PROMPT)))
+        assert torch.equal(seen[-1], stock(attached(pack, (patcher, *loaded[1:])), spoken(PROMPT)))
     assert not torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[1], seen[2])
 
@@ -224,12 +224,11 @@ def check_control_net_equals_the_stock_chain(pack, loaded):
     net = control_net(loaded[0])
     on, plain = attached(pack, loaded), compose(pack, loaded)[1]
     for strength in (1.0, 0.3):
-        given = {"control_net": net, "control_image": picture, "control_strength": strength}
-        latents = compose(pack, loaded, **given)[1]
+        latents = compose(pack, loaded, control_net=net, control_image=picture, control_strength=strength)[1]
         assert latents.isfinite().all()
-        assert torch.equal(latents, stock(*on, spoken(PROMPT), (net, picture, strength)))
+        assert torch.equal(latents, stock(on, spoken(PROMPT), (net, picture, strength)))
         assert not torch.equal(latents, plain)
-    assert torch.equal(compose(pack, loaded, **given | {"control_strength": 0.0})[1], plain)
+    assert torch.equal(compose(pack, loaded, control_net=net, control_image=picture, control_strength=0.0)[1], plain)
     assert net.cond_hint_original is None
     with refused("control_net: it is not for SD1.5 (its prompts are 2048 wide"):
         compose(pack, loaded, control_net=control_net(loaded[0], 2048), control_image=picture)
@@ -242,7 +241,7 @@ def check_v_prediction_equals_the_stock_chain(pack, loaded):
     found = ModelSamplingDiscrete().patch(loaded[0], "v_prediction", True)
     velocity = found[0]
     latents = compose(pack, (velocity, *loaded[1:]))[1]
-    assert torch.equal(latents, stock(*attached(pack, (velocity, *loaded[1:])), spoken(PROMPT)))
+    assert torch.equal(latents, stock(attached(pack, (velocity, *loaded[1:])), spoken(PROMPT)))
     assert not torch.equal(latents, compose(pack, loaded)[1])
 
 
@@ -270,14 +269,14 @@ def check_previews_while_sampling(pack, loaded):
 def check_odd_prompts_and_sizes(pack, loaded):
     """Empty, longer than the encoder, with a slot that the LoRA lacks; 513 x 771 becomes what can be made of it."""
     on = attached(pack, loaded)
-    assert torch.equal(compose(pack, loaded, prompt="")[1], stock(*on, ""))
+    assert torch.equal(compose(pack, loaded, prompt="")[1], stock(on, ""))
     long = f"{PROMPT}, {'smiling, ' * 60}"
-    assert torch.equal(compose(pack, loaded, prompt=long)[1], stock(*on, spoken(long)))
+    assert torch.equal(compose(pack, loaded, prompt=long)[1], stock(on, spoken(long)))
     with refused("prompt: random has no learned word for {subject_2} and {style_3}"):
         compose(pack, loaded, prompt="{subject_2} and {style_3}")
     images, latents, report = compose(pack, loaded, width=129, height=199)
     assert images.shape[1:3] == (192, 128)
-    assert torch.equal(latents, stock(*on, spoken(PROMPT), size=(128, 192)))
+    assert torch.equal(latents, stock(on, spoken(PROMPT), size=(128, 192)))
     assert "width, height: 128 x 192, the next smaller multiples of 8" in report
 
 
