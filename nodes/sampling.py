@@ -13,6 +13,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..magicapture_core.kohya import TEXT_ENCODER, UNET
 from ..magicapture_core.prompts import COMPOSED_PROMPT, fill_prompt
 from ..magicapture_core.types import MagiCaptureError, Side, side_of
 from . import patching
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 STRENGTHS = ("strength_model", "strength_clip", "strength_subject", "strength_style")
 LATENT_FACTOR = 8  # pixels of a side for each latent
-PARTS = {"MODEL": "strength_model", "CLIP": "strength_clip"}
+PARTS = (("MODEL", "strength_model", UNET), ("CLIP", "strength_clip", TEXT_ENCODER))
 
 
 # -- sockets -----------------------------------------------------------------------------------------------------------
@@ -254,10 +255,9 @@ def open_scene(
 def idle_strengths(learned: Artifact, attached: Iterable[str], text: str) -> dict[str, str]:
     """Which of the four strengths cannot act, and why. attached: those of MODEL and CLIP that had the LoRA already."""
     had = {part: f"it was on {part} already, so set this in the node that put it there" for part in attached}
-    prefixes = dict(zip(PARTS, (patching.UNET, patching.TEXT_ENCODER), strict=True))
     idle = {}
-    for part, name in PARTS.items():
-        if not any(key.startswith(prefixes[part]) for key in learned.lora):
+    for part, name, prefix in PARTS:
+        if not any(key.startswith(prefix) for key in learned.lora):
             idle[name] = f"it has no part for {part}"
         elif part in had:
             idle[name] = had[part]
