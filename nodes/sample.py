@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import patching
-from .sampling import in_words, open_scene, optional_sockets, required_sockets
+from .sampling import in_words, open_scene, optional_sockets, required_sockets, single
 from .sockets import schema, show, to_comfy, to_core
 
 
@@ -21,6 +21,7 @@ class ComposedPromptSampler(io.ComfyNode):
             node_id="MagiCaptureComposedPromptSampler",
             description="Makes portraits of the learned person in the learned style. Puts the LoRA on MODEL itself, "
             "unless it is there already.",
+            is_input_list=True,
             inputs=[
                 *required_sockets("The first picture's seed; the next pictures use the next numbers."),
                 io.Int.Input("count", default=4, min=1, max=64, tooltip="How many pictures to make."),
@@ -45,11 +46,15 @@ class ComposedPromptSampler(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, lora_name: str, **others: Any) -> list[Any]:
-        return patching.fingerprint_if_there(lora_name)
+    def fingerprint_inputs(cls, lora_name: list[str], **others: Any) -> list[Any]:
+        return patching.fingerprint_if_there(lora_name[0])
 
     @classmethod
-    def execute(cls, vae: Any, seed: int, count: int, show_scores: bool = False, **inputs: Any) -> io.NodeOutput:
+    def execute(cls, **lists: Any) -> io.NodeOutput:
+        return cls.compose(**single(lists))
+
+    @classmethod
+    def compose(cls, *, vae: Any, seed: int, count: int, show_scores: bool = False, **inputs: Any) -> io.NodeOutput:
         from ..magicapture_core.likeness import ranked
 
         scene = open_scene(**inputs)

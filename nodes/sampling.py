@@ -131,9 +131,24 @@ def optional_sockets() -> list[Any]:
         io.Image.Input(
             "reference",
             optional=True,
-            tooltip="Photos of the person, best some that no training has seen. Goes with face_recognition.",
+            tooltip="Photos of the person, best some that no training has seen: a list or a batch. Goes with "
+            "face_recognition.",
         ),
     ]
+
+
+def single(lists: Mapping[str, list[Any]]) -> dict[str, Any]:
+    """The node's inputs as ComfyUI hands lists over -> one value each, and all batches of `reference`.
+
+    For Load Photos gives photos one by one: as plain inputs they would be so many samplings. Raises MagiCaptureError
+    where anything else comes as a list.
+    """
+    values = dict(lists)
+    reference = values.pop("reference", None)
+    for name, found in values.items():
+        if len(found) > 1 and name != "control_image":
+            raise MagiCaptureError(f"{name}: it is a list of {len(found)}; connect a single one")
+    return {name: found[0] for name, found in values.items()} | {"reference": reference}
 
 
 # -- from sockets to latents -------------------------------------------------------------------------------------------
@@ -233,7 +248,7 @@ def open_scene(
     control_image: Tensor | None = None,
     control_strength: float = 1.0,
     face_recognition: Any = None,
-    reference: Tensor | None = None,
+    reference: Sequence[Tensor] | None = None,
     **widgets: Any,
 ) -> Scene:
     """The sockets of both lists above but `vae` and `seed`. Raises MagiCaptureError for what cannot go together."""

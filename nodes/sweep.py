@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..magicapture_core.types import MagiCaptureError
 from . import patching
-from .sampling import STRENGTHS, in_words, open_scene, optional_sockets, required_sockets
+from .sampling import STRENGTHS, in_words, open_scene, optional_sockets, required_sockets, single
 from .sockets import MAX_STRENGTH, schema, show, to_comfy, to_core
 
 NOTHING = "nothing"
@@ -29,6 +29,7 @@ class StrengthSweep(io.ComfyNode):
             description="Makes one picture again and again at other strengths, from one seed, and lays the pictures "
             "out on a sheet that says at which. So the strengths of a LoRA are found at a glance.",
             search_aliases=["XY plot", "grid", "LoRA strength", "contact sheet"],
+            is_input_list=True,
             inputs=[
                 *required_sockets("One for all pictures, so that only the strengths differ."),
                 *axis("rows", "strength_style", "0.4, 0.7, 1"),
@@ -45,12 +46,16 @@ class StrengthSweep(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, lora_name: str, **others: Any) -> list[Any]:
-        return patching.fingerprint_if_there(lora_name)
+    def fingerprint_inputs(cls, lora_name: list[str], **others: Any) -> list[Any]:
+        return patching.fingerprint_if_there(lora_name[0])
 
     @classmethod
-    def execute(
-        cls, vae: Any, seed: int, rows: str, row_values: str, columns: str, column_values: str, **inputs: Any
+    def execute(cls, **lists: Any) -> io.NodeOutput:
+        return cls.sweep(**single(lists))
+
+    @classmethod
+    def sweep(
+        cls, *, vae: Any, seed: int, rows: str, row_values: str, columns: str, column_values: str, **inputs: Any
     ) -> io.NodeOutput:
         cells, width = table(rows, row_values, columns, column_values)
         scene = open_scene(**inputs)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from magicapture_core.iresnet import BLOCKS, IResNet
-from magicapture_core.likeness import check_targets, cosines, embed_person, ranked, similarity
+from magicapture_core.likeness import check_targets, ranked, similarity
 from magicapture_core.types import Face, MagiCaptureError, Portraits
 
 
@@ -59,15 +59,6 @@ def test_a_side_without_any_is_refused(side, sides):
     masks_alone = Portraits(images=torch.zeros(1, 3, 8, 8), masks=torch.ones(1, 1, 8, 8))
     with pytest.raises(MagiCaptureError, match="identity loss: no subject photo"):
         check_targets({"subject": masks_alone, "style": portraits(True)})
-
-
-def test_a_person_is_embedded_once_for_many_pictures(recogniser, detector, astronaut):
-    known = embed_person(recogniser, detector, [astronaut, astronaut * 0.4])
-    assert known.shape == (16,)
-    images = [astronaut, torch.zeros(3, 64, 64)]
-    assert cosines(recogniser, detector, images, known) == similarity(
-        recogniser, detector, images, [astronaut, astronaut * 0.4]
-    )
 
 
 def test_the_best_comes_first_and_no_face_last():

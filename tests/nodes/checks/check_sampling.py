@@ -22,10 +22,17 @@ def inputs(pack, loaded, **changes):
     return given | HOW | {"artifact": random_artifact(pack)} | changes
 
 
+def lists(**values):
+    """As ComfyUI hands them over to a node that takes lists."""
+    return {name: [value] for name, value in values.items()}
+
+
 def compose(pack, loaded, count=1, **changes):
     """-> pictures, latents, the report's lines."""
     images, latents, report = (
-        part(pack, "nodes.sample").ComposedPromptSampler.execute(count=count, **inputs(pack, loaded, **changes)).args
+        part(pack, "nodes.sample")
+        .ComposedPromptSampler.execute(**lists(count=count, **inputs(pack, loaded, **changes)))
+        .args
     )
     assert images.shape[:3] == (count, *[side * 8 for side in latents["samples"].shape[-2:]])
     return images, latents["samples"], report.split("\n")
@@ -35,7 +42,7 @@ def sweep(pack, loaded, rows, row_values, columns="nothing", column_values="", *
     """-> the sheet, pictures, the report's lines."""
     node = part(pack, "nodes.sweep").StrengthSweep.PREPARE_CLASS_CLONE(None)
     axes = {"rows": rows, "row_values": row_values, "columns": columns, "column_values": column_values}
-    sheet, images, report = node.execute(**axes, **inputs(pack, loaded, **changes)).args
+    sheet, images, report = node.execute(**lists(**axes, **inputs(pack, loaded, **changes))).args
     return sheet, images, report.split("\n")
 
 
@@ -146,18 +153,23 @@ def check_the_most_alike_comes_first(pack, loaded):
     node = part(pack, "nodes.sample").ComposedPromptSampler
     likeness = {"face_recognition": recogniser, "reference": faces[:1]}
     given = inputs(pack, (*loaded[:2], Projector()))
-    images, latents, report = node.execute(count=3, **given, **likeness).args
-    unranked = node.execute(count=3, **given).args[1]["samples"]
+    images, latents, report = node.execute(**lists(count=3, **given, **likeness)).args
+    unranked = node.execute(**lists(count=3, **given)).args[1]["samples"]
     assert torch.equal(images, drawn[[2, 1, 0]])
     assert torch.equal(latents["samples"], unranked[[2, 1, 0]])
     lines = report.split("\n")[-3:]
     assert lines[0] == "picture 1: seed 7, likeness 1.000"
     assert lines[1].startswith("picture 2: seed 6, likeness 0.")
     assert lines[2] == "picture 3: seed 5, no face"
-    shown, same, again = node.execute(count=3, **given, **likeness, show_scores=True).args
+    shown, same, again = node.execute(**lists(count=3, **given, **likeness, show_scores=True)).args
     assert torch.equal(same["samples"], latents["samples"])
     assert again == report
     assert shown.shape == images.shape
+    one_by_one = lists(count=3, **given, **likeness) | {"reference": [faces[:1], faces[1:]]}
+    assert node.execute(**one_by_one).args[2].count("likeness 0.") == 2  # no picture is both of them
+    with refused("prompt: it is a list of 2; connect a single one"):
+        node.execute(**one_by_one | {"prompt": ["a", "b"]})
+    assert node.fingerprint_inputs(lora_name=["no such file"], prompt=[""]) == []
     changed = (shown - images).abs().amax((0, 3)) > 0.01
     height = images.shape[1]
     assert changed[-height // 6 :].any()
