@@ -71,6 +71,12 @@ def test_a_page_has_the_nodes_title(node: str) -> None:
     assert PAGES[node].splitlines()[0] == f"# {read('en')[node, 'display_name']}"
 
 
+@pytest.mark.parametrize("node", PAGES)
+def test_a_page_has_a_picture_of_its_node_and_a_mistake_that_people_make(node: str) -> None:
+    assert f"](images/{node}.jpg)" in PAGES[node]
+    assert "common mistake" in PAGES[node].lower()
+
+
 def test_no_link_leads_nowhere() -> None:
     assert {node: dead for node, page in PAGES.items() if (dead := dead_links(page, PACK / "web" / "docs"))} == {}
     for page in PACK.glob("*.md"):

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -54,7 +53,8 @@ class ComfyPage:
         return self.page.evaluate(
             """() => app.graph._nodes.map(node => ({
                 id: node.id, type: node.type, title: node.title,
-                unknown: !(node.type in LiteGraph.registered_node_types), failed: Boolean(node.has_errors),
+                runs: node.mode === 0, failed: Boolean(node.has_errors),
+                unknown: !(node.type in LiteGraph.registered_node_types),
                 pictures: node.imgs?.length ?? 0,
                 texts: (node.widgets ?? []).filter(w => typeof w.value === 'string').map(w => w.value),
             }))"""
@@ -71,12 +71,13 @@ class ComfyPage:
         )
 
     def connect_new(self, node_type: str, target_type: str, target_input: str) -> None:
-        """Adds a node and joins its first output to an input of the first node of a type."""
+        """Adds a node, folded up, and joins its first output to an input of the first node of a type."""
         self.page.evaluate(
             """([type, targetType, input]) => {
                 const node = LiteGraph.createNode(type)
                 const target = app.graph._nodes.find(other => other.type === targetType)
-                node.pos = [target.pos[0], target.pos[1] - node.size[1] - 80]
+                node.pos = [target.pos[0], target.pos[1] - 300]
+                node.flags.collapsed = true
                 app.graph.add(node)
                 node.connect(0, target, input)
             }""",
@@ -117,9 +118,9 @@ class ComfyPage:
         )
         self.page.wait_for_timeout(500)
 
-    def screenshot(self, path: Path) -> Path:
-        self.page.screenshot(path=path)
-        return path
+    def picture(self) -> Image.Image:
+        """All that the browser shows."""
+        return Image.open(io.BytesIO(self.page.screenshot()))
 
     def picture_of(self, node_type: str) -> Image.Image:
         """The first node of the type as the page draws it, title and widgets and all."""
@@ -138,11 +139,17 @@ class ComfyPage:
         clip = {"x": left, "y": top, "width": width, "height": height}
         return Image.open(io.BytesIO(self.page.screenshot(clip=clip)))
 
-    def clear(self) -> None:
-        self.page.evaluate("app.graph.clear()")
-
-    def add(self, node_type: str) -> None:
-        self.page.evaluate("type => app.graph.add(LiteGraph.createNode(type))", node_type)
+    def add(self, node_type: str, width: float) -> None:
+        """Far below all others. width: at least."""
+        self.page.evaluate(
+            """([type, width]) => {
+                const node = LiteGraph.createNode(type)
+                node.pos = [0, 5000 + 3000 * app.graph._nodes.length]
+                node.setSize([Math.max(node.size[0], width), node.size[1]])
+                app.graph.add(node)
+            }""",
+            [node_type, width],
+        )
 
 
 @contextmanager

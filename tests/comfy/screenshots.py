@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -15,19 +16,27 @@ from ..checkpoints import make_checkpoint
 from .page import ComfyPage, missing, opened
 from .server import ComfyServer
 from .test_pack import node_ids
-from .test_page import SHIPPED_NAME, make_small
+from .test_page import SETTINGS_NODE, SHIPPED_NAME, make_small
 from .test_workflows import FILES
 from .trees import PACK, find_trees, newest_version
 
 HELP = PACK / "web" / "docs" / "images"
+README_SHOWS = ("1", "4")  # the numbers of these workflows
 NODE_WIDTH, PAGE_WIDTH, QUALITY = 560, 1600, 80
+LOOSE_WIDTH = 400  # of a node without its workflow: its title can be read
+WELL_SEEN: dict[str, dict[str, Any]] = {
+    "MagiCaptureFaceMask": {"resolution": 256},
+    "TrainMagiCaptureLoRA": {"preview_every": 1},
+    "EmptyLatentImage": {"width": 128, "height": 128},
+    "KSampler": {"steps": 8},
+}
 
 
 def main() -> None:
     if reason := missing():
         raise SystemExit(reason)
     tree = next(tree for tree in find_trees()[0] if tree.version == newest_version())
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="ComfyUI-") as folder:
         server = ComfyServer(tree, Path(folder, "base"))
         try:
             make_checkpoint(server.base / "models" / "checkpoints" / SHIPPED_NAME, "small")
@@ -43,16 +52,18 @@ def photograph(page: ComfyPage) -> None:
     for path in FILES:
         page.open_template(path.stem)
         make_small(page)
+        for node_type, values in WELL_SEEN.items():
+            page.set_widgets(node_type, values)
         page.server.wait(page.press_run())
         page.show()
-        shot = Path(page.screenshot(Path(tempfile.gettempdir(), "magicapture-page.png")))
-        save(Image.open(shot), PACK / "docs" / f"workflow-{path.stem.split()[1]}.jpg", PAGE_WIDTH)
-        for node_type in sorted(left & {node["type"] for node in page.nodes()}):
+        number = path.stem.split()[1]
+        if number in README_SHOWS:
+            save(page.picture(), PACK / "docs" / f"workflow-{number}.jpg", PAGE_WIDTH)
+        for node_type in sorted(left & {node["type"] for node in page.nodes() if node["runs"]} - {SETTINGS_NODE}):
             save(page.picture_of(node_type), HELP / f"{node_type}.jpg", NODE_WIDTH)
             left.remove(node_type)
     for node_type in sorted(left):
-        page.clear()
-        page.add(node_type)
+        page.add(node_type, LOOSE_WIDTH)
         save(page.picture_of(node_type), HELP / f"{node_type}.jpg", NODE_WIDTH)
 
 

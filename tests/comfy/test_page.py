@@ -13,6 +13,7 @@ from .test_workflows import FILES, SETTINGS, SMALL
 from .trees import newest_version
 
 SHIPPED_NAME = "v1-5-pruned-emaonly-fp16.safetensors"  # of the checkpoint in the workflows
+SETTINGS_NODE = "MagiCaptureSettings"
 pytestmark = pytest.mark.page
 
 
@@ -29,9 +30,9 @@ def make_small(page: ComfyPage) -> None:
     for node_type, values in SMALL.items():
         page.set_widgets(node_type, {name: value for name, value in values.items() if name != "ckpt_name"})
     types = [node["type"] for node in page.nodes()]
-    if "TrainMagiCaptureLoRA" in types and "MagiCaptureSettings" not in types:
-        page.connect_new("MagiCaptureSettings", "TrainMagiCaptureLoRA", "settings")
-    page.set_widgets("MagiCaptureSettings", SETTINGS)
+    if "TrainMagiCaptureLoRA" in types and SETTINGS_NODE not in types:
+        page.connect_new(SETTINGS_NODE, "TrainMagiCaptureLoRA", "settings")
+    page.set_widgets(SETTINGS_NODE, SETTINGS)
 
 
 @pytest.mark.parametrize("title", [path.stem for path in FILES])
@@ -43,7 +44,7 @@ def test_a_template_opens_and_runs(page: ComfyPage, title: str, tmp_path: Path) 
     make_small(page)
     page.server.wait(page.press_run())
     page.show()
-    page.screenshot(tmp_path / f"{title}.png")  # for whoever looks why it is red
+    page.picture().save(tmp_path / f"{title}.png")  # for whoever looks why it is red
     for node in page.nodes():
         assert not node["failed"], node
         if node["type"] in ("PreviewImage", "MagiCaptureSavePortraits", "MagiCaptureFaceMask", "TrainMagiCaptureLoRA"):
