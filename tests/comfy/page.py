@@ -14,6 +14,7 @@ from PIL import Image
 
 from .server import ComfyServer
 
+NodeId = int | str  # a number, or what a page has made of one
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 QUEUE_SECONDS = 30
@@ -96,13 +97,13 @@ class ComfyPage:
             self.page.wait_for_timeout(100)
         raise TimeoutError("Run queued nothing; the page marks what is wrong")
 
-    def show(self, *types: str) -> None:
-        """Fits the view to the nodes of these types, or to all."""
+    def show(self, *node_ids: NodeId) -> None:
+        """Fits the view to these nodes, or to all."""
         self.page.evaluate(
-            """types => {
+            """ids => {
                 const canvas = app.canvas
                 canvas.min_font_size_for_lod = 0  // texts stay readable in a large view
-                const shown = app.graph._nodes.filter(node => !types.length || types.includes(node.type))
+                const shown = app.graph._nodes.filter(node => !ids.length || ids.includes(node.id))
                 const left = Math.min(...shown.map(node => node.pos[0]))
                 const top = Math.min(...shown.map(node => node.pos[1])) - 40
                 const right = Math.max(...shown.map(node => node.pos[0] + node.size[0]))
@@ -114,7 +115,7 @@ class ComfyPage:
                 canvas.ds.offset[1] = (height / scale - top - bottom) / 2 + 20 / scale
                 canvas.setDirty(true, true)
             }""",
-            list(types),
+            list(node_ids),
         )
         self.page.wait_for_timeout(500)
 
@@ -122,31 +123,32 @@ class ComfyPage:
         """All that the browser shows."""
         return Image.open(io.BytesIO(self.page.screenshot()))
 
-    def picture_of(self, node_type: str) -> Image.Image:
-        """The first node of the type as the page draws it, title and widgets and all."""
-        self.show(node_type)
+    def picture_of(self, node_id: NodeId) -> Image.Image:
+        """A node as the page draws it, title and widgets and all."""
+        self.show(node_id)
         left, top, width, height = self.page.evaluate(
-            """type => {
-                const node = app.graph._nodes.find(other => other.type === type)
+            """id => {
+                const node = app.graph._nodes.find(other => other.id === id)
                 const {scale, offset} = app.canvas.ds
                 const canvas = app.canvas.canvas.getBoundingClientRect()
                 const [x, y] = [node.pos[0] + offset[0], node.pos[1] - 30 + offset[1]]
                 const size = [node.size[0], node.size[1] + 30]
                 return [canvas.left + x * scale, canvas.top + y * scale, size[0] * scale, size[1] * scale]
             }""",
-            node_type,
+            node_id,
         )
         clip = {"x": left, "y": top, "width": width, "height": height}
         return Image.open(io.BytesIO(self.page.screenshot(clip=clip)))
 
-    def add(self, node_type: str, width: float) -> None:
-        """Far below all others. width: at least."""
-        self.page.evaluate(
+    def add(self, node_type: str, width: float) -> NodeId:
+        """Far below all others -> its id. width: at least."""
+        return self.page.evaluate(
             """([type, width]) => {
                 const node = LiteGraph.createNode(type)
                 node.pos = [0, 5000 + 3000 * app.graph._nodes.length]
                 node.setSize([Math.max(node.size[0], width), node.size[1]])
                 app.graph.add(node)
+                return node.id
             }""",
             [node_type, width],
         )

@@ -59,12 +59,12 @@ def photograph(page: ComfyPage) -> None:
         number = path.stem.split()[1]
         if number in README_SHOWS:
             save(page.picture(), PACK / "docs" / f"workflow-{number}.jpg", PAGE_WIDTH)
-        for node_type in sorted(left & {node["type"] for node in page.nodes() if node["runs"]} - {SETTINGS_NODE}):
-            save(page.picture_of(node_type), HELP / f"{node_type}.jpg", NODE_WIDTH)
-            left.remove(node_type)
+        for node in page.nodes():
+            if node["runs"] and node["type"] in left - {SETTINGS_NODE}:
+                save(page.picture_of(node["id"]), HELP / f"{node['type']}.jpg", NODE_WIDTH)
+                left.remove(node["type"])
     for node_type in sorted(left):
-        page.add(node_type, LOOSE_WIDTH)
-        save(page.picture_of(node_type), HELP / f"{node_type}.jpg", NODE_WIDTH)
+        save(page.picture_of(page.add(node_type, LOOSE_WIDTH)), HELP / f"{node_type}.jpg", NODE_WIDTH)
 
 
 def save(picture: Image.Image, path: Path, width: int) -> None:
