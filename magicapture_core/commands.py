@@ -291,7 +291,7 @@ def models(arguments: Namespace) -> Result:
         "models": [
             {
                 "file": str(model.path(folder)),
-                "there": model.find([model.path(folder).parent]) is not None,
+                "there": model.find(folder) is not None,
                 "purpose": model.purpose,
                 "licence": model.terms,
                 "get": model.get,

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .models import REMEDIES
 from .types import MagiCaptureError
 
 Options = dict[str, int]
@@ -57,9 +58,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             graph = json.loads(archive["meta"].tobytes())
             arrays = {name: archive[name] for name in archive.files if name != "meta"}
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise MagiCaptureError(
-            f"{path} is broken ({error}); delete it and run: python -m magicapture_core models get faces"
-        ) from error
+        raise MagiCaptureError(f"{path} is broken ({error}); delete it and run: {REMEDIES['faces']}") from error
     kinds = {name: np.float32 if array.dtype == np.float16 else np.int64 for name, array in arrays.items()}
     return graph, {name: torch.from_numpy(array.astype(kinds[name])) for name, array in arrays.items()}
 

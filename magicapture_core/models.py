@@ -28,10 +28,12 @@ from .types import MagiCaptureError
 FACE_NETS = ("blazeface_short", "blazeface_full", "facemesh")
 TOKENIZER_FILES = ("vocab.json", "merges.txt")
 PAPERS = ("LICENSE", "NOTICE")
+CLI = Path(__file__).absolute().parents[1] / "cli.py"
+DOOR = [str(CLI)] if CLI.is_file() else ["-m", "magicapture_core"]  # a core that pip installed is found by its name
 REMEDIES = {
-    "faces": "python -m magicapture_core models get faces",
-    "tokenizer": "python -m magicapture_core models get tokenizer",
+    what: subprocess.list2cmdline([sys.executable, *DOOR, "models", "get", what]) for what in ("faces", "tokenizer")
 }
+SEARCHED = ("insightface", "facerestore_models", "dino", "upscale_models")  # the loaders look into their folders, too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,10 @@ whose permission and disclaimer are those of OpenAI's).
 
 @dataclass(frozen=True, kw_only=True)
 class KnownModel:
-    """A file that a stage can use. `folder` is below ComfyUI's models folder."""
+    """A file that a stage can use. `folder` is below ComfyUI's models folder; get: a page, or a command for our own.
+
+    also: what its loader takes in its stead, below ComfyUI's models folder.
+    """
 
     file: str
     folder: str
@@ -90,19 +95,34 @@ class KnownModel:
     licence: str
     get: str
     commercial_use: bool = True
+    also: tuple[str, ...] = ()
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where its loader looks, below ComfyUI's models folder: FOLDER/FILE, the best first."""
+        return (f"{self.folder}/{self.file}", *self.also)
 
     def path(self, folder: Path) -> Path:
         """Where it belongs, given MagiCapture's own models folder, which lies in ComfyUI's."""
-        return folder.parent / self.folder / self.file if self.folder != "magicapture" else folder / self.file
+        return _placed(self.places[0], folder)
 
-    def find(self, folders: Sequence[Path]) -> Path | None:
-        """Where it is in one of `folders` or below, as other packs keep some."""
-        return next((path for folder in folders for path in folder.rglob(self.file)), None)
+    def find(self, folder: Path) -> Path | None:
+        """Where it is, given the same folder; where its loader does, below its place too, along links."""
+        if self.folder in SEARCHED:
+            walk = os.walk(self.path(folder).parent, followlinks=True)
+            return next((Path(place, self.file) for place, _, files in walk if self.file in files), None)
+        return next(filter(Path.is_file, (_placed(place, folder) for place in self.places)), None)
 
     @property
     def terms(self) -> str:
         """The licence, and plainly whether it allows commercial use."""
         return self.licence + ("" if self.commercial_use else " (non-commercial)")
+
+
+def _placed(place: str, own: Path) -> Path:
+    """FOLDER/FILE below ComfyUI's models folder -> its path. own: MagiCapture's folder in there, by whatever name."""
+    kind, _, file = place.partition("/")
+    return own / file if kind == "magicapture" else own.parent / kind / file
 
 
 KNOWN_MODELS = (
@@ -148,6 +168,7 @@ KNOWN_MODELS = (
         purpose="makes the identity loss cheaper (identity_decoder: taesd)",
         licence="MIT",
         get="https://huggingface.co/madebyollin/taesd",
+        also=("vae_approx/taesd_decoder.pth",),
     ),
     KnownModel(
         file="parsing_bisenet.pth",
@@ -156,6 +177,7 @@ KNOWN_MODELS = (
         licence="MIT, trained on CelebAMask-HQ, which is for non-commercial research",
         get="https://github.com/xinntao/facexlib/releases/tag/v0.2.0",
         commercial_use=False,
+        also=("facerestore_models/parsing_bisenet.pth", "magicapture/parsing_bisenet.pth"),
     ),
     KnownModel(
         file="GFPGANv1.4.pth",

@@ -32,13 +32,14 @@ MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.2
 
 
 def load_face_parser(folders: Sequence[Path] = ()) -> FaceParser:
-    """BiSeNet with parsing_bisenet.pth out of `folders`, or where ComfyUI's other packs keep it.
+    """BiSeNet with parsing_bisenet.pth out of `folders`; without any, where ComfyUI's other packs keep it.
 
     Raises MagiCaptureError in one line when facexlib or the weights are missing or do not fit.
     """
     home = models_folder()
+    usual = [home.parent / "facedetection", home.parent / "facerestore_models", home]
     try:
-        path = find_model(WEIGHTS, [*folders, home.parent / "facedetection", home.parent / "facerestore_models", home])
+        path = find_model(WEIGHTS, folders or usual)
         from facexlib.parsing.bisenet import BiSeNet  # pyright: ignore[reportMissingImports]
     except (MagiCaptureError, ImportError) as error:
         raise MagiCaptureError(

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import folder_paths
 from comfy_api.latest import io
 
-from .folders import MODELS, models_folders, other_models
+from .folders import DINO, INSIGHTFACE, MODELS, OBJECT_FEATURES, RECOGNISERS, models_folders, other_models
+from .objects import feature_files
+from .recognition import recogniser_files
+from .restore import KIND as RESTORERS
+from .restore import restorer_files
 from .sockets import schema, show
 
 if TYPE_CHECKING:
     from ..magicapture_core.models import KnownModel
+
+UPSCALERS = "upscale_models"
+LISTS = {  # a folder -> the kind and the list of its loader, which looks into the folder's own folders too
+    INSIGHTFACE: (RECOGNISERS, recogniser_files),
+    DINO: (OBJECT_FEATURES, feature_files),
+    RESTORERS: (RESTORERS, restorer_files),
+    UPSCALERS: (UPSCALERS, partial(folder_paths.get_filename_list, UPSCALERS)),
+}
 
 
 class OptionalModels(io.ComfyNode):
@@ -44,12 +57,29 @@ class OptionalModels(io.ComfyNode):
 
 def describe(model: KnownModel) -> str:
     """One line: whether it is there and where, or where it would go and where to get it."""
-    folders = models_folders() if model.folder == MODELS else other_models(model.folder)
-    found = model.find(folders)
     about = f"{model.file}: {model.purpose}. Licence: {model.terms}."
-    if found:
+    if found := find(model):
         return f"here: {about} {shown(found)}"
-    return f"missing: {about} Put it into {shown(folders[0])}; from {model.get}"
+    place = shown(candidates(model.places[0])[0].parent)
+    if model.folder == MODELS:
+        return f"missing: {about} It goes into {place}. Run: {model.get}"
+    return f"missing: {about} Put it into {place}; from {model.get}"
+
+
+def find(model: KnownModel) -> Path | None:
+    """Where its loader finds it."""
+    if model.folder not in LISTS:
+        paths = [path for place in model.places for path in candidates(place)]
+        return next(filter(Path.is_file, paths), None)
+    kind, listed = LISTS[model.folder]
+    found = [folder_paths.get_full_path(kind, name) for name in listed() if Path(name).name == model.file]
+    return next((Path(path) for path in found if path), None)
+
+
+def candidates(place: str) -> list[Path]:
+    """FOLDER/FILE in every folder that ComfyUI knows for it, the first of them first."""
+    kind, _, file = place.partition("/")
+    return [folder / file for folder in (models_folders() if kind == MODELS else other_models(kind))]
 
 
 def shown(path: Path) -> str:

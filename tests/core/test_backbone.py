@@ -218,7 +218,7 @@ def test_files_that_are_no_checkpoint_are_refused(states, tmp_path):
 def test_without_a_tokenizer_the_message_is_the_command_that_gets_it(states, tmp_path, monkeypatch):
     monkeypatch.setenv("MAGICAPTURE_MODELS", str(tmp_path / "empty"))
     path = save_checkpoint(tmp_path / "sd15.safetensors", **states, dtype=torch.float16)
-    with pytest.raises(MagiCaptureError, match="python -m magicapture_core models get tokenizer"):
+    with pytest.raises(MagiCaptureError, match="models get tokenizer"):
         backbone.from_checkpoint(path)
     with pytest.raises(MagiCaptureError, match=r"vocab\.json"):
         backbone.from_checkpoint(path, tmp_path)

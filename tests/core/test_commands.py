@@ -423,6 +423,15 @@ def test_models_lists_each_with_its_licence(capsys):
     assert any("non-commercial" in model["licence"] for model in listed)
 
 
+def test_models_says_whether_a_face_net_is_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MAGICAPTURE_MODELS", str(tmp_path))
+    (tmp_path / "faces").mkdir()
+    (tmp_path / "faces" / "facemesh.npz").touch()
+    assert main(["models", "--json"]) == 0
+    there = {Path(model["file"]).name: model["there"] for model in json.loads(capsys.readouterr().out)["models"]}
+    assert (there["facemesh.npz"], there["blazeface_full.npz"], there["vocab.json"]) == (True, False, False)
+
+
 def test_two_people_in_one_training(photos, tmp_path, capsys):
     more = ("--subject", str(photos / "style"), "--subject-masks", str(photos / "style-masks"))
     assert main([*train_arguments(photos, tmp_path, *STEPS), *more, "--json"]) == 0

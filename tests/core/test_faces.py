@@ -138,7 +138,7 @@ def test_mesh_holds_the_five_points(detector: FaceDetector, astronaut: Tensor) -
 
 
 def test_missing_networks_name_the_remedy(tmp_path) -> None:
-    with pytest.raises(MagiCaptureError, match="python -m magicapture_core models get faces"):
+    with pytest.raises(MagiCaptureError, match="models get faces"):
         load_face_detector(tmp_path)
 
 

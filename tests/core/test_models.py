@@ -15,6 +15,7 @@ import pytest
 
 from magicapture_core import models
 from magicapture_core.face_nets import FaceNet
+from magicapture_core.taesd import FILES
 from magicapture_core.types import MagiCaptureError
 
 from .flatbuffer import small_network
@@ -102,12 +103,39 @@ def test_find_model_takes_the_first_folder_and_names_the_remedy(tmp_path: Path) 
         (folder / "faces").mkdir(parents=True)
         (folder / "faces" / "facemesh.npz").touch()
     assert models.find_model("faces/facemesh.npz", folders) == folders[1] / "faces" / "facemesh.npz"
-    with pytest.raises(MagiCaptureError, match="run: python -m magicapture_core models get faces"):
+    with pytest.raises(MagiCaptureError, match=r"run: .*cli\.py\S* models get faces$"):
         models.find_model("faces/blazeface_full.npz", folders)
-    with pytest.raises(MagiCaptureError, match="run: python -m magicapture_core models get tokenizer"):
+    with pytest.raises(MagiCaptureError, match=r"run: .*cli\.py\S* models get tokenizer$"):
         models.find_model("tokenizer/vocab.json", folders)
     with pytest.raises(MagiCaptureError, match=r"parsing\.pth is missing; put it into .*a$"):
         models.find_model("parsing.pth", folders)
+
+
+def test_a_remedy_runs_in_any_folder(tmp_path: Path) -> None:
+    """With a Python that does not look into the current folder, as Windows portable's."""
+    command = (
+        models.REMEDIES["faces"].replace("get faces", "list --json").replace(sys.executable, f"{sys.executable} -P")
+    )
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert json.loads(done.stdout)["folder"] == str(models.models_folder()), done.stderr
+
+
+def test_a_known_model_is_found_where_its_stage_looks(tmp_path: Path) -> None:
+    known, home = {model.file: model for model in models.KNOWN_MODELS}, tmp_path / "magicapture"
+    net, recogniser, taesd = (known[n] for n in ("faces/facemesh.npz", "w600k_r50.onnx", "taesd_decoder.safetensors"))
+    assert [model.find(home) for model in (net, recogniser, taesd)] == [None, None, None]
+    below = home / "faces" / "old" / "facemesh.npz"
+    for path in (below, tmp_path / "elsewhere" / "buffalo_l" / recogniser.file, tmp_path / "vae_approx" / FILES[1]):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    (tmp_path / "insightface").mkdir()
+    (tmp_path / "insightface" / "models").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert net.find(home) is None  # no loader looks below
+    assert recogniser.find(home) == tmp_path / "insightface" / "models" / "buffalo_l" / recogniser.file
+    assert taesd.find(home) == tmp_path / "vae_approx" / FILES[1]
+    assert taesd.places == tuple(f"vae_approx/{name}" for name in FILES)
+    below.rename(home / net.file)
+    assert net.find(home) == home / net.file
 
 
 def test_models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
