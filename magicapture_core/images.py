@@ -212,9 +212,9 @@ def from_pil(picture: Image.Image, background: tuple[int, int, int] = WHITE) -> 
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """image [3,H,W] or [1,H,W] 0..1 -> an 8-bit picture. Values outside are clipped."""
+    """image [1,H,W], [3,H,W] or [4,H,W] 0..1 -> an 8-bit picture: grey, RGB, RGBA. Values outside are clipped."""
     pixels = (image.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    return Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import folder_paths
 from comfy_api.latest import io
 from torch import Tensor
 
-from .sockets import schema, to_core
+from .sockets import schema
 
 NOT_MARKED = "none"
 COMPRESSION = 4  # of zlib, as Save Image has it
@@ -54,23 +57,37 @@ class SavePortraits(io.ComfyNode):
 
     @classmethod
     def execute(cls, images: Tensor, filename_prefix: str, mark: str, scores: str | None = None) -> io.NodeOutput:
-        from ..magicapture_core.files import write_atomic
         from ..magicapture_core.images import to_pil
 
-        pictures = [to_pil(image) for image in to_core(images)]
+        pictures = [to_pil(image) for image in images.movedim(-1, 1)]  # the fourth channel too, as Save Image
         output = folder_paths.get_output_directory()
         width, height = pictures[0].size
-        place, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, output, width, height)
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, output, width, height)
         info = _texts(cls.hidden, mark, scores)
         saved = []
         for number, picture in enumerate(pictures):
-            file = f"{name.replace('%batch_num%', str(number))}_{counter + number:05}_.png"
-            save = picture.save
-            write_atomic(
-                Path(place) / file, lambda path, save=save: save(path, pnginfo=info, compress_level=COMPRESSION)
-            )
-            saved.append({"filename": file, "subfolder": subfolder, "type": "output"})
+            stem = name.replace("%batch_num%", str(number))
+            write = partial(picture.save, pnginfo=info, compress_level=COMPRESSION)
+            counter = _save_new(Path(folder, stem), counter, write)
+            saved.append({"filename": f"{stem}_{counter:05}_.png", "subfolder": subfolder, "type": "output"})
+            counter += 1
         return io.NodeOutput(ui={"images": saved})
+
+
+def _save_new(path: Path, counter: int, write: Callable[[Path], object]) -> int:
+    """PATH_00001_.png and so on with the first number from `counter` on that is free -> the number.
+
+    ComfyUI counts by the prefix as it was written, so with %batch_num% in it the number it gives may be taken.
+    """
+    from ..magicapture_core.files import place, written_beside
+
+    with written_beside(path.with_name(f"{path.name}.png"), write) as beside:
+        while True:
+            with suppress(FileExistsError):
+                place(beside, path.with_name(f"{path.name}_{counter:05}_.png"))
+                break
+            counter += 1
+    return counter
 
 
 def _texts(hidden: Any, mark: str, scores: str | None) -> Any:

@@ -22,13 +22,14 @@ def module(pack, name):
     return import_module(f"{pack.__name__}.{name}")
 
 
-def save(pack, prefix, count=2, **options):
+def save(pack, prefix, count=2, images=None, **options):
     """-> the files, and the pictures that went in."""
     import folder_paths
 
     node = module(pack, "nodes.save").SavePortraits.PREPARE_CLASS_CLONE(None)
     node.hidden = type(node.hidden).from_dict({"PROMPT": PROMPT, "EXTRA_PNGINFO": {"workflow": WORKFLOW}})
-    images = torch.rand(count, 8, 12, 3, generator=torch.Generator().manual_seed(0))
+    if images is None:
+        images = torch.rand(count, 8, 12, 3, generator=torch.Generator().manual_seed(0))
     options = {"mark": "generated", **options}
     saved = node.execute(images=images, filename_prefix=prefix, **options).ui["images"]
     output = Path(folder_paths.get_output_directory())
@@ -56,6 +57,25 @@ def check_a_file_is_that_of_save_image_with_a_mark(pack):
             difference = torch.tensor(list(one.tobytes())) - torch.tensor(list(other.tobytes()))
             assert difference.abs().max() <= 1  # Save Image cuts off, ours rounds
         assert (read_mark(left), read_mark(right)) == ("generated", None)
+
+
+def check_transparency_is_kept_as_save_image_keeps_it(pack):
+    images = torch.rand(1, 8, 12, 4, generator=torch.Generator().manual_seed(1))
+    [ours], _ = save(pack, "clear/ours", images=images)
+    [stock] = import_module("nodes").SaveImage().save_images(images, "clear/stock")["ui"]["images"]
+    with Image.open(ours) as one, Image.open(ours.with_name(stock["filename"])) as other:
+        assert one.mode == other.mode == "RGBA"
+        difference = torch.tensor(list(one.tobytes())) - torch.tensor(list(other.tobytes()))
+        assert difference.abs().max() <= 1
+
+
+def check_a_batch_number_overwrites_nothing(pack):
+    """ComfyUI counts by the prefix as it was written, so every queue begins at 1."""
+    queues = [save(pack, "many/a%batch_num%")[0] for _ in range(2)]
+    names = [[file.name for file in files] for files in queues]
+    assert names == [["a0_00001_.png", "a1_00002_.png"], ["a0_00002_.png", "a1_00003_.png"]]
+    folder = queues[0][0].parent
+    assert {file.name for file in folder.iterdir()} == {*names[0], *names[1]}
 
 
 def check_the_mark_is_the_users_choice(pack):
