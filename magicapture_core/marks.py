@@ -7,6 +7,7 @@ In: a word. Out: what Pillow writes into a file; and back from any file. A photo
 from __future__ import annotations
 
 import re
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ SOURCE_TYPES: dict[Mark, str] = {
     "retouched": "compositeWithTrainedAlgorithmicMedia",  # a photo that a model has restored or enlarged
 }
 PNG_KEYWORD = "XML:com.adobe.xmp"
-XMP_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp")
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 PACKET = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
@@ -53,9 +54,20 @@ def save_options(mark: Mark | None, name: str) -> dict[str, Any]:
 
 
 def check_suffix(name: str) -> None:
-    """Raises MagiCaptureError for a kind of file that cannot hold the mark."""
-    if not name.lower().endswith((".png", *XMP_SUFFIXES)):
+    """Raises MagiCaptureError for a kind of file that cannot hold the mark, here or with this Pillow."""
+    if name.lower().endswith(JPEG_SUFFIXES) and not _jpeg_takes_xmp():
+        raise MagiCaptureError(
+            f"{name}: this Pillow writes no mark that AI made it into a JPEG; take .png or .webp, or update Pillow"
+        )
+    if not name.lower().endswith((".png", ".webp", *JPEG_SUFFIXES)):
         raise MagiCaptureError(f"{name}: this kind of file cannot say that AI made it; take .png, .jpg or .webp")
+
+
+def _jpeg_takes_xmp() -> bool:
+    """Pillow does from 11 on; before, it drops it and says nothing."""
+    file = BytesIO()
+    Image.new("L", (1, 1)).save(file, "JPEG", xmp=b"mark")
+    return b"mark" in file.getvalue()
 
 
 def read_mark(path: Path) -> Mark | None:

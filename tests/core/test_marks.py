@@ -87,6 +87,22 @@ def test_a_kind_that_cannot_hold_it_is_refused_before_anything_is_written(tmp_pa
     assert save_image(IMAGE, tmp_path / "photo.bmp").is_file()
 
 
+def test_a_pillow_that_drops_the_mark_of_a_jpeg_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    save_jpeg = Image.SAVE["JPEG"]
+
+    def as_before_pillow_11(picture, file, name):
+        picture.encoderinfo.pop("xmp", None)
+        save_jpeg(picture, file, name)
+
+    monkeypatch.setitem(Image.SAVE, "JPEG", as_before_pillow_11)
+    for name in ("a.jpg", "a.JPEG"):
+        with pytest.raises(MagiCaptureError, match=rf"{name}: .*take \.png or \.webp, or update Pillow"):
+            save_image(IMAGE, tmp_path / name, "generated")
+    assert list(tmp_path.iterdir()) == []
+    assert save_image(IMAGE, tmp_path / "photo.jpg").is_file()
+    assert read_mark(save_image(IMAGE, tmp_path / "a.webp", "generated")) == "generated"
+
+
 def test_the_mark_of_another_program_is_read(tmp_path):
     """As an attribute, which XMP allows too; a photo's own packet is none."""
     made = f'<rdf:Description Iptc4xmpExt:DigitalSourceType="{KINDS["generated"]}"/>'
