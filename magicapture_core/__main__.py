@@ -224,7 +224,8 @@ def build_parser() -> argparse.ArgumentParser:
     forget = command(
         "forget",
         commands.forget,
-        "delete what trainings of a name keep: state, sample pictures of the person, results; not the LoRA files",
+        "delete what trainings of a name keep: state, sample pictures of the person, results; not the LoRA files. "
+        "No training of that name may be running",
     )
     forget.add_argument("name", help="of the training")
     forget.add_argument(

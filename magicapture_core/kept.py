@@ -177,11 +177,13 @@ OURS = r"\.?(state|candidates|samples|looks|class|result)-[0-9a-f]{16}\b.*"  # i
 def forget(folder: Path) -> list[Path]:
     """Deletes what trainings keep in the folder of their name -> what was deleted. The shared files lie elsewhere.
 
-    Raises MagiCaptureError where nothing is kept. What is not a training's stays.
+    Raises MagiCaptureError where nothing is kept. What is not a training's stays. No training of the name may be
+    running: it would go on writing.
     """
-    if folder.is_symlink() or not folder.is_dir():
+    is_ours = folder.is_dir() and not folder.is_symlink()
+    found = sorted(path for path in folder.iterdir() if re.fullmatch(OURS, path.name)) if is_ours else []
+    if not found:
         raise MagiCaptureError(f"{folder}: nothing is kept there; --output is the folder that holds magicapture/NAME")
-    found = sorted(path for path in folder.iterdir() if re.fullmatch(OURS, path.name))
     for path in found:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -110,7 +110,7 @@ def personalize(
             with reopened(backbone, dataset, config, state) as run:
                 looking.look(run, resumed_from)
                 if looking.is_over:
-                    return conclude(finish(run), kept, save)
+                    return conclude(finish(run), kept, save, say)
         with closing(train(backbone, dataset, config, state)) as steps:
             for step in _kept_at_a_fault(steps, keep):
                 told.add(step.losses)
@@ -125,14 +125,14 @@ def personalize(
                     if result is None:
                         keep(step)
                     else:
-                        conclude(result, kept, save)
+                        conclude(result, kept, save, say)
                     raise
                 if result is not None:
                     break
                 if step.step % STATE_EVERY == 0:
                     keep(step)
         assert result is not None  # a state is only kept before the last step
-        return conclude(result, kept, save)
+        return conclude(result, kept, save, say)
 
     return within_memory(attempt, config, say)
 
@@ -180,17 +180,22 @@ class Looking:
         return self.watch is not None and self.watch.is_out_of_patience(self.told.likenesses)
 
 
-def conclude(result: Result, kept: Kept, save: Callable[[Artifact], list[Path]]) -> Result:
+def conclude(result: Result, kept: Kept, save: Callable[[Artifact], list[Path]], say: Callable[[str], None]) -> Result:
     """The most alike step is saved as NAME_best, where that was not the last look; each file gets its sample as a
-    preview; what the run needed goes."""
+    preview, or it is told why not; what the run needed goes."""
     told = result.told
     if told.best is not None and told.best != told.looks[-1][0] and (best := kept.find_candidate(told.best)):
         name = result.files[0].stem[: NAME_LENGTH - len(BEST)] + BEST
         result = replace(result, best_files=save(replace(best, name=name)))
         kept.save_result(result)
-    add_preview(result.files[0], kept.last_sample)
+    samples = [(result.files[0], kept.last_sample)]
     if result.best_files and told.best is not None:
-        add_preview(result.best_files[0], kept.sample(told.best))
+        samples.append((result.best_files[0], kept.sample(told.best)))
+    for lora, sample in samples:
+        try:
+            add_preview(lora, sample)
+        except OSError as error:  # the disk is full, or the picture open elsewhere: the training is saved all the same
+            say(f"no preview beside {lora.name}: {error}")
     kept.drop_work()
     return result
 

@@ -220,7 +220,7 @@ def train(
     kept = Kept(progress.folder, progress.key)
     found = None if train_again else kept.find_result()
     if found:
-        found = recipe.conclude(found, kept, save_and_check)  # where a kill left that to do
+        found = recipe.conclude(found, kept, save_and_check, progress.say)  # where a kill left that to do
         progress.say("Nothing has changed since the last training: its result is returned.")
         return found, read_back(found.files)
     model_management.unload_all_models()

@@ -298,11 +298,24 @@ def test_the_last_sample_becomes_the_preview_and_is_no_reason_to_train(tmp_path)
     assert missing_files(tmp_path / "work") == []
     found = kept.find_result()
     assert found is not None
-    recipe.conclude(found, kept, lambda made: [])  # as the node does with a kept result
+    recipe.conclude(found, kept, lambda made: [], pytest.fail)  # as the node does with a kept result
     assert preview.read_bytes() == kept.sample(6).read_bytes()
     again, _ = personalize(tmp_path, resume=False, watch=Watch(every=2))
     assert [file.stem for file in again.files] == ["someone_2", "someone_2_subject", "someone_2_style"]
     assert (tmp_path / "someone_2.preview.png").is_file()
+
+
+def test_a_preview_that_cannot_be_written_is_told_and_the_training_is_done(tmp_path, monkeypatch):
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("magicapture_core.sharing.shutil.copyfile", full)
+    said = []
+    result, _ = personalize(tmp_path, watch=Watch(every=2), say=said.append)
+    assert said == ["no preview beside someone.safetensors: [Errno 28] No space left on device"]
+    assert all(file.is_file() for file in result.files)
+    assert not (tmp_path / "someone.preview.png").exists()
+    assert not list((tmp_path / "work").glob("state-*"))
 
 
 def test_the_most_alike_step_has_its_own_sample_for_a_preview(tmp_path):
@@ -316,7 +329,7 @@ def test_the_most_alike_step_has_its_own_sample_for_a_preview(tmp_path):
     kept.keep_candidate(4, made)
     told = Told(looks=[[4, 0.5], [6, 0.2]])
     result = recipe.conclude(
-        Result(key=key, files=files, told=told), kept, lambda made: list(artifact.save(made, tmp_path))
+        Result(key=key, files=files, told=told), kept, lambda made: list(artifact.save(made, tmp_path)), pytest.fail
     )
     assert result.best_files[0].name == "anna_best.safetensors"
     assert (tmp_path / "anna_best.preview.png").read_bytes() == kept.sample(4).read_bytes()
@@ -342,6 +355,11 @@ def test_forget_deletes_all_that_a_run_keeps_and_nothing_else(tmp_path):
     half.touch()
     mine = work / "samples-of-mine.txt"
     mine.touch()
+    (tmp_path / "other").mkdir()
+    for kept in (tmp_path / "other", tmp_path):
+        with pytest.raises(MagiCaptureError, match="nothing is kept there"):
+            forget(kept)
+    assert (tmp_path / "other").is_dir()
     deleted = forget(work)
     assert sorted({path.name.lstrip(".").split("-")[0] for path in deleted}) == ["looks", "samples", "state"]
     assert half in deleted
