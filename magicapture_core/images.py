@@ -106,17 +106,22 @@ def join_notes(*stages: Sequence[PhotoNote]) -> list[PhotoNote]:
 def load_mask(path: Path) -> Tensor:
     """A picture file -> [1,H,W] 0..1: its brightness, black where it is transparent.
 
-    Raises MagiCaptureError as load_photo does, and for colours with transparency, such as a photo out of ComfyUI's mask
-    editor: whether what is transparent counts or what is not, only the user can say.
+    Raises MagiCaptureError as load_photo does, and for colours with transparent pixels, such as a photo out of
+    ComfyUI's mask editor: whether what is transparent counts or what is not, only the user can say.
     """
     picture, _ = _open(path)
     image = from_pil(picture, background=BLACK)
-    if picture.has_transparency_data and (image.amax(0) - image.amin(0)).max() > COLOURED:
+    if _least_alpha(picture) < 255 and (image.amax(0) - image.amin(0)).max() > COLOURED:
         raise MagiCaptureError(
             f"{path.name}: colours and transparency in a mask can mean two things; save it in black and white, or load "
             "what the mask editor saved with Load Image, whose MASK is right"
         )
     return image.mean(0, keepdim=True)
+
+
+def _least_alpha(picture: Image.Image) -> int:
+    """0..255; 255 where no pixel is transparent."""
+    return int(np.asarray(picture.convert("RGBA"))[..., 3].min()) if picture.has_transparency_data else 255
 
 
 def load_masks(

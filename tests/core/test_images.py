@@ -246,6 +246,9 @@ def test_a_mask_that_can_mean_two_things_is_refused(tmp_path: Path) -> None:
     assert images.load_mask(tmp_path / "white.png").sum() == 100
     photo.convert("RGB").save(tmp_path / "photo.png")
     assert images.load_mask(tmp_path / "photo.png").shape == (1, 30, 40)
+    photo.putalpha(255)  # an alpha channel that hides nothing
+    photo.save(tmp_path / "opaque.png")
+    assert torch.equal(images.load_mask(tmp_path / "opaque.png"), images.load_mask(tmp_path / "photo.png"))
 
 
 def test_curves_go_where_the_values_are() -> None:
