@@ -87,7 +87,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     masks = command("masks", commands.masks, "find the faces of a folder of photos; write square photos and masks")
     masks.add_argument("photos", type=Path, metavar="DIR")
-    masks.add_argument("--output", type=Path, required=True, metavar="DIR")
+    masks.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="squares; in it masks/ and overlays/ with a contact sheet",
+    )
     masks.add_argument("--resolution", type=positive, default=512, help="side of the squares in pixels (%(default)s)")
 
     train = command("train", train_command.train, "photos to a LoRA")

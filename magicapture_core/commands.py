@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from .backbone import Backbone
 
-SHEET = "contact-sheet.jpg"  # beside squares, which are PNGs
+SHEET = Path("overlays", "contact-sheet.jpg")  # not beside the squares: their folder is one of photos
 
 Result = dict[str, Any]
 Command = Callable[[Namespace], Result]
@@ -42,21 +42,25 @@ def run_demo(arguments: Namespace) -> Result:
 
 
 def masks(arguments: Namespace) -> Result:
-    from .images import list_photos, load_photos, save_image
+    from .images import save_image
+    from .masks import require_portraits
     from .proofs import overlay, photo_sheet
 
-    portraits, notes = read_portraits(arguments.photos, None, arguments.resolution, "subject")
+    photos, portraits, notes = frame_folder(arguments.photos, None, arguments.resolution, "subject")
+    sheet, source = arguments.output / SHEET, str(arguments.photos)
+    if photos:
+        by_name = {note.file_name: note for note in notes}
+        save_image(photo_sheet([image for _, image in photos], [by_name[name] for name, _ in photos]), sheet)
+        source += f", see {sheet}"
+    portraits = require_portraits(portraits, notes, source)
     names = output_names([face.file_name for face in portraits.faces])
     for index, picture in enumerate(overlay(portraits)):
         save_image(portraits.images[index], arguments.output / names[index])
         save_image(portraits.masks[index].expand(3, -1, -1), arguments.output / "masks" / names[index])
         save_image(picture, arguments.output / "overlays" / names[index])
-    photos, by_name = load_photos(list_photos(arguments.photos))[0], {note.file_name: note for note in notes}
-    sheet = photo_sheet([image for _, image in photos], [by_name[name] for name, _ in photos])
-    save_image(sheet, arguments.output / SHEET)
     return {
         "output": str(arguments.output),
-        "contact_sheet": str(arguments.output / SHEET),
+        "contact_sheet": str(sheet),
         "photos": [str(note) for note in notes],
     }
 
@@ -71,13 +75,24 @@ def output_names(photos: Sequence[str]) -> list[str]:
 def read_portraits(
     folder: Path, masks_folder: Path | None, resolution: int, side: Side, kind: Kind = "person"
 ) -> tuple[Portraits, list[PhotoNote]]:
-    """A folder of photos, framed, with what became of each. masks_folder: masks of the same stems, white = face.
+    """As `frame_folder`, without the photos. Raises MagiCaptureError with the reasons when none can be used."""
+    from .masks import require_portraits
+
+    _, portraits, notes = frame_folder(folder, masks_folder, resolution, side, kind)
+    return require_portraits(portraits, notes, side), notes
+
+
+def frame_folder(
+    folder: Path, masks_folder: Path | None, resolution: int, side: Side, kind: Kind = "person"
+) -> tuple[list[tuple[str, Tensor]], Portraits | None, list[PhotoNote]]:
+    """A folder's photos that can be read, (name, image [3,H,W]) each; the portraits, None without one; what became of
+    each file. masks_folder: masks of the same stems, white = face.
 
     Of an object there have to be masks, white = all of it: no network looks for it. In a style photo every face counts.
     """
     from .faces import load_face_detector
     from .images import join_notes, list_photos, load_masks, load_photos, match_masks
-    from .masks import MaskOptions, prepare_portraits, require_portraits
+    from .masks import MaskOptions, prepare_portraits
 
     files = list_photos(folder)
     if kind == "object" and masks_folder is None:
@@ -91,8 +106,7 @@ def read_portraits(
         raise MagiCaptureError(f"{error}, or give --{side}-masks with a mask for every photo") from error
     options = MaskOptions(shape="own" if kind == "object" else "oval", all_faces=side == "style")
     portraits, framed = prepare_portraits(photos, resolution, detector, options, given)
-    notes = join_notes(notes, faults, framed)
-    return require_portraits(portraits, notes, side), notes
+    return readable, portraits, join_notes(notes, faults, framed)
 
 
 def read_backbone(checkpoint: Path | None) -> Backbone:

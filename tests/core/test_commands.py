@@ -18,7 +18,7 @@ from magicapture_core.__main__ import build_parser, main
 from magicapture_core.artifact import save
 from magicapture_core.commands import output_names, read_portraits
 from magicapture_core.config import TrainConfig
-from magicapture_core.images import load_photo, save_image
+from magicapture_core.images import list_photos, load_photo, save_image
 from magicapture_core.iresnet import BLOCKS, IResNet
 from magicapture_core.kept import TERMS
 from magicapture_core.marks import read_mark
@@ -304,6 +304,28 @@ def test_masks_tell_what_is_wrong_and_show_every_photo(tmp_path, astronaut, dete
     assert said["d"].startswith("- d.png: cannot be read")
     sheet = load_photo(Path(told["contact_sheet"]))
     assert sheet.shape[2] > 3 * 256
+    assert [path.name for path in list_photos(tmp_path / "out")] == ["a.png", "b.png"]  # what `train --subject` takes
+
+
+def test_where_no_photo_can_be_used_the_sheet_is_there(tmp_path, capsys):
+    """Then it is needed most. Each photo is decoded once; without one that can be read there is nothing to show."""
+    output = tmp_path / "out"
+    arguments = ["masks", str(tmp_path / "photos"), "--output", str(output), "--resolution", "64"]
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "d.png").write_bytes(b"no picture")
+    assert main(arguments) == 2
+    assert "no photo can be used (d.png: cannot be read" in capsys.readouterr().err
+    assert not output.exists()
+    for name in ("a", "b"):
+        save_image(torch.rand(3, 99, 60), tmp_path / "photos" / f"{name}.png")
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "a.png: no face found; b.png: no face found" in said
+    sheet = output / "overlays" / "contact-sheet.jpg"
+    assert f"see {sheet}" in said
+    assert [path for path in output.rglob("*") if path.is_file()] == [sheet]
+    assert load_photo(sheet).shape[2] > 2 * 256
 
 
 @pytest.mark.parametrize("folder", ["subject", "subject-masks"])
