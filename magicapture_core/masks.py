@@ -186,29 +186,29 @@ def _find(image: Tensor, mask: Tensor | None, detector: FaceDetector | None, opt
         return _Found(face=Face(box=_bounds(mask)), mask=mask, text="your mask")
     faces = detector.detect(image) if detector else []
     wanted = None if options.face_index < 0 else options.face_index
-    if mask is not None and wanted is None and options.combine == "replace":
-        return _find_under(mask, faces)
+    replaces = mask is not None and options.combine == "replace"
+    under = _find_under(mask, faces) if mask is not None and wanted is None else None
+    if mask is not None and replaces and wanted is None and under is None:
+        return _Found(face=Face(box=_bounds(mask)), mask=mask, text="your mask, which also says where the face is")
     if not faces:
         raise MagiCaptureError("no face found" if detector else "no mask for it, and no face networks to find its face")
-    chosen = choose_face(faces, image.shape[1], image.shape[2], wanted)
-    text = _count(faces, chosen, "the largest and most central" if wanted is None else "as face_index says")
-    if mask is not None:
-        text = f"{text}, {COMBINED[options.combine]}"
-        if options.combine == "replace":
-            return _Found(face=faces[chosen], mask=mask, text=text)
-    painted = faces if options.all_faces else [faces[chosen]]
-    if len(painted) > 1:
-        text += ", all masked"
-    return _Found(face=faces[chosen], painted=painted, mask=mask, text=text)
+    if under is not None:
+        chosen, reason = under, "under your mask"
+    else:
+        chosen = choose_face(faces, image.shape[1], image.shape[2], wanted)
+        reason = "the largest and most central" if wanted is None else "as face_index says"
+    painted = [] if replaces else faces if options.all_faces else [faces[chosen]]
+    text = [_count(faces, chosen, reason)]
+    text += [] if mask is None else [COMBINED[options.combine]]
+    text += ["all masked"] if len(painted) > 1 else []
+    return _Found(face=faces[chosen], painted=painted, mask=mask, text=", ".join(text))
 
 
-def _find_under(mask: Tensor, faces: Sequence[Face]) -> _Found:
+def _find_under(mask: Tensor, faces: Sequence[Face]) -> int | None:
+    """The face that a mask [1,H,W] covers most of; None where it covers too little of each to mean one."""
     covered = [_covered_share(mask, face) for face in faces]
-    if covered and max(covered) >= OVERLAP:
-        chosen = covered.index(max(covered))
-        text = f"{_count(faces, chosen, 'under your mask')}, {COMBINED['replace']}"
-        return _Found(face=faces[chosen], mask=mask, text=text)
-    return _Found(face=Face(box=_bounds(mask)), mask=mask, text="your mask, which also says where the face is")
+    most = max(covered, default=0.0)
+    return covered.index(most) if most >= OVERLAP else None
 
 
 def _count(faces: Sequence[Face], chosen: int, reason: str) -> str:
@@ -261,10 +261,11 @@ def _frame(
     for one in found.painted:
         painted, its_parts = _paint(image, one, pixels, square, detector, options, parser)
         mask, parts = torch.maximum(mask, painted), torch.maximum(parts, its_parts)
-    if found.mask is not None:
-        given = square.cut(found.mask, resolution, padding="constant")
-        mask = mask * (1 - given) if options.combine == "subtract" and found.painted else torch.maximum(mask, given)
-    mask = soften(grow_mask(mask, options.grow), options.feather)
+    nothing = torch.zeros_like(mask)
+    given = nothing if found.mask is None else square.cut(found.mask, resolution, padding="constant")
+    added, taken = (nothing, given) if options.combine == "subtract" and found.painted else (given, nothing)
+    mask = soften(grow_mask(torch.maximum(mask, added), options.grow), options.feather)
+    mask = mask * (1 - taken)  # last, so that nothing grows over what was taken away
     if not (mask > 0.5).any():
         raise MagiCaptureError(
             f"its mask is empty in the square around the {options.what} (grow is {options.grow}, shape is "
@@ -277,6 +278,7 @@ def _frame(
         face=face,
         text=_describe(square, face, mask, resolution, options.what),
         warnings=[
+            *(["your mask lies outside the square"] if found.mask is not None and not given.any() else []),
             *(["small"] if resolution >= ENLARGED * square.side else []),
             *([] if options.shape == "own" else face_warnings(image, found.face)),
         ],

@@ -12,7 +12,8 @@ from torch import Tensor
 from magicapture_core.faces import FaceDetector, load_face_detector
 from magicapture_core.images import resize
 from magicapture_core.masks import MaskOptions, prepare_portraits, require_portraits
-from magicapture_core.types import MagiCaptureError
+from magicapture_core.painting import grow_mask, soften
+from magicapture_core.types import MagiCaptureError, PhotoNote, Portraits
 
 PLAIN = MaskOptions()
 
@@ -267,6 +268,50 @@ def test_a_given_mask_is_added_or_taken_away(detector: FaceDetector, astronaut: 
     )
     assert whole is None
     assert "combine is subtract" in notes[0].text
+
+
+def test_what_is_taken_away_stays_away_and_what_is_added_grows(detector: FaceDetector, astronaut: Tensor) -> None:
+    """The painted mask grows, not into the hole; grow and feather make the edge of face and addition together."""
+    nose = disk(512, 512, 224, 140, 20)
+
+    def masks(given: Tensor | None = None, /, **options: object) -> Tensor:
+        chosen = MaskOptions.model_validate(options)
+        portraits, notes = prepare_portraits([("a", astronaut)], 128, detector, chosen, [given])
+        assert portraits is not None, notes
+        return portraits.masks
+
+    given, edge = masks(nose), {"grow": 8, "feather": 6}
+    assert torch.equal(masks(nose, combine="subtract", **edge), masks(**edge) * (1 - given))
+    beside = disk(512, 512, 150, 60, 12)
+    plain, added = masks(), masks(beside, combine="add")
+    grown = soften(grow_mask(added[0], 8), 6)
+    assert torch.equal(masks(beside, combine="add", **edge)[0], grown)
+    assert (grown > 0.5).sum() > ((masks(**edge) > 0.5) | (added > plain)).sum()
+
+
+@pytest.mark.parametrize("combine", ["add", "subtract"])
+def test_the_face_that_was_painted_on_is_the_one(detector: FaceDetector, astronaut: Tensor, combine: str) -> None:
+    """A hand before the smaller face, which is not the one in the middle; paint beside both faces chooses none."""
+    photo, hand, far = twins(astronaut), disk(512, 900, 114, 188, 20), disk(512, 900, 60, 450, 20)
+
+    def prepare(given: Tensor | None, /, **options: object) -> tuple[Portraits, PhotoNote]:
+        chosen = MaskOptions.model_validate({"combine": combine} | options)
+        portraits, notes = prepare_portraits([("twins", photo)], 128, detector, chosen, [given])
+        assert portraits is not None, notes
+        return portraits, notes[0]
+
+    (small, _), (large, _) = prepare(None, face_index=0), prepare(None, face_index=1)
+    on, note = prepare(hand)
+    assert torch.equal(on.images, small.images)
+    assert not torch.equal(on.masks, small.masks) or combine == "add"
+    assert "took number 0 from the left (counted from 0), under your mask, your mask" in note.text
+    assert note.warnings == prepare(None, face_index=0)[1].warnings
+    for given, options in ((far, {}), (hand, {"face_index": 1})):
+        off, note = prepare(given, **options)
+        assert torch.equal(off.images, large.images)
+        assert torch.equal(off.masks, large.masks)
+        assert "took number 1" in note.text
+        assert note.warnings[0] == "your mask lies outside the square"
 
 
 def test_what_is_wrong_with_a_photo_is_told_and_it_is_used_all_the_same(
