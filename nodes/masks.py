@@ -34,6 +34,7 @@ OPTIONS = {  # widgets of MaskOptions: id -> folded away
     "all_faces": False,
     "combine": True,
 }
+LATER = ("hair", "classes", "all_faces", "combine")  # than the first release, and whatever comes after them
 
 
 class FaceMask(io.ComfyNode):
@@ -58,7 +59,7 @@ class FaceMask(io.ComfyNode):
                     step=64,
                     tooltip="Side of the square pictures in pixels. Take the training's resolution; SD1.5 likes 512.",
                 ),
-                *settings_sockets(MaskOptions.model_validate({}), OPTIONS),
+                *settings_sockets(MaskOptions.model_validate({}), OPTIONS, LATER),
                 io.Mask.Input(
                     "masks",
                     optional=True,

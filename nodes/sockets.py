@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args, get_origin
 
 import torch
@@ -122,26 +122,33 @@ def widget_id(path: tuple[str, ...]) -> str:
     return name if groups and name.startswith(f"{groups[-1]}_") else "_".join(path)
 
 
-def settings_sockets(model: BaseModel, order: Mapping[str, bool]) -> list[Any]:
+def settings_sockets(model: BaseModel, order: Mapping[str, bool], later: Collection[str] = ()) -> list[Any]:
     """One widget per knob: description = tooltip, bounds = bounds, value = default.
 
     order: widget id -> whether it is folded away, for every knob, in the order of the widgets. It is written out by
     hand because saved workflows hold values by position: a new knob goes to its end, wherever it stands in the model.
+    later: those that came after a release, the last ones. They are optional: saved prompts do not name them.
     """
     sockets = {widget_id(path): _socket(widget_id(path), field, value) for path, field, value in leaves(model)}
+    for name in later:
+        sockets[name].optional = True
     return [advanced(sockets[name]) if folded else sockets[name] for name, folded in order.items()]
 
 
 def settings_values(model: BaseModel, widgets: dict[str, Any]) -> dict[str, Any]:
-    """The inverse: widget values by id -> the nested dictionary that the model validates."""
+    """The inverse: widget values by id -> the nested dictionary that the model validates.
+
+    A widget that a saved prompt does not name has its value in `model`.
+    """
     nested: dict[str, Any] = {}
-    for path, field, _ in leaves(model):
+    for path, field, default in leaves(model):
         *groups, name = path
         place = nested
         for group in groups:
             place = place.setdefault(group, {})
-        value = widgets[widget_id(path)]
-        place[name] = tuple(value.split(SEPARATOR)) if get_origin(field.annotation) is tuple else value
+        value = widgets.get(widget_id(path), default)
+        is_words = get_origin(field.annotation) is tuple and isinstance(value, str)
+        place[name] = tuple(value.split(SEPARATOR)) if is_words else value
     return nested
 
 

@@ -44,6 +44,21 @@ def run_face_mask(pack, images, resolution=64, masks=None, file_names=None, **op
     return masks_module.FaceMask.execute(images=images, masks=masks, file_names=file_names, **widgets).args
 
 
+def check_a_prompt_of_the_first_release_runs(pack):
+    """Saved in API format it names no widget that came later: each of them is optional and has its default."""
+    face_mask = module(pack, "nodes.masks").FaceMask
+    info = face_mask.GET_NODE_INFO_V1()["input"]
+    later = {"hair", "classes", "all_faces", "combine"}
+    released = module(pack, "magicapture_core.masks").MaskOptions().model_dump().keys() - later
+    assert info["required"].keys() == {"images", "resolution", *released}
+    assert info["optional"].keys() == {*later, "masks", "file_names"}
+    (first, *_), *_ = module(pack, "nodes.photos").LoadPhotos.execute("sample: person").args
+    widgets = {name: [info["required"][name][1]["default"]] for name in released}
+    then = face_mask.execute(images=[first], resolution=[64], **widgets).args
+    for old, new in zip(then, run_face_mask(pack, [first]), strict=True):
+        assert torch.equal(old, new) if isinstance(old, torch.Tensor) else str(old) == str(new)
+
+
 def check_masks_lie_in_a_folder_of_their_own(pack):
     """By the name before the ending; small and black where there is none; an edit makes the node run again."""
     photos, folder = module(pack, "nodes.photos"), input_folder("masked")
