@@ -45,11 +45,11 @@ def likeness_judge(
         lacking = "face_recognition" if face_recognition is None else "reference"
         raise MagiCaptureError(f"{lacking}: likeness needs face_recognition and reference; connect both, or neither")
     detector = face_detector()
-    photos = [photo for batch in reference for photo in to_core(batch).cpu()]
+    photos = [photo for batch in reference for photo in to_core(batch)]
     likeness = likeness_to(face_recognition, detector, photos)
 
     def judge(images: Tensor) -> list[float | None]:
-        found = [(image, find_face(detector, image)) for image in to_core(images).cpu()]
+        found = [(image, find_face(detector, image)) for image in to_core(images)]
         return [None if face is None else likeness(image, face) for image, face in found]
 
     return judge

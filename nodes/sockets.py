@@ -1,7 +1,7 @@
 """The border: ComfyUI's layouts on one side, the core's on the other, and the only place that knows both.
 
-IMAGE is [B,H,W,C] 0..1 and MASK [B,H,W] in ComfyUI; the core has [B,3,H,W] and [B,1,H,W]. Also here: the pack's own
-socket types, the shims that keep one schema valid on every ComfyUI from 0.3.64 on, and settings made from pydantic.
+IMAGE is [B,H,W,C] 0..1 and MASK [B,H,W] in ComfyUI; the core has [B,3,H,W] and [B,1,H,W]. Both ways pictures end on the
+CPU, wherever ComfyUI keeps them; what works on a card moves them there itself. Also here: the pack's own socket types, the shims that keep one schema valid on every ComfyUI from 0.3.64 on, and settings made from pydantic.
 """
 
 from __future__ import annotations
@@ -77,8 +77,9 @@ def show(report: str, images: Tensor | None = None, cls: Any = None) -> dict[str
 
 
 def to_core(images: Tensor) -> Tensor:
-    """IMAGE [B,H,W,C], C 1, 3 or 4, any dtype -> a fresh [B,3,H,W] float32 copy that autograd may use."""
-    images = images.detach().float()
+    """IMAGE [B,H,W,C], C 1, 3 or 4, any dtype and device -> a fresh [B,3,H,W] float32 copy on the CPU that autograd
+    may use."""
+    images = images.detach().to("cpu", torch.float32)
     if images.shape[-1] == 1:
         images = images.expand(-1, -1, -1, 3)
     return images[..., :3].movedim(-1, 1).clamp(0, 1).clone(memory_format=torch.contiguous_format)
@@ -90,8 +91,8 @@ def to_comfy(images: Tensor) -> Tensor:
 
 
 def masks_to_core(masks: Tensor) -> Tensor:
-    """MASK [B,H,W] or [H,W] -> a fresh [B,1,H,W] float32 copy."""
-    masks = masks.detach().float()
+    """MASK [B,H,W] or [H,W], any dtype and device -> a fresh [B,1,H,W] float32 copy on the CPU."""
+    masks = masks.detach().to("cpu", torch.float32)
     return masks.reshape(-1, 1, *masks.shape[-2:]).clamp(0, 1).clone()
 
 

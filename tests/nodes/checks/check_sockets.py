@@ -36,6 +36,18 @@ def check_odd_images(pack):
     assert sockets.to_core(torch.full((1, 2, 2, 4), 2.0)).max() == 1
 
 
+def check_what_comes_from_a_card_goes_to_the_cpu(pack):
+    """With --gpu-only every IMAGE and MASK lies there; a fake tensor has a device and no memory."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    sockets = module(pack, "nodes.sockets")
+    with FakeTensorMode():
+        images, masks = torch.empty(2, 5, 7, 3, device="cuda"), torch.empty(2, 5, 7, device="cuda")
+        assert images.device.type == "cuda"
+        assert sockets.to_core(images).device.type == "cpu"
+        assert sockets.masks_to_core(masks).device.type == "cpu"
+
+
 def check_settings_round_trip(pack):
     """Every knob has one widget; the widgets' defaults are the default configuration; every value arrives."""
     sockets, settings = module(pack, "nodes.sockets"), module(pack, "nodes.settings")
