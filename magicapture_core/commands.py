@@ -159,7 +159,7 @@ def attention(arguments: Namespace) -> Result:
         images = sample(_model(arguments), artifact, **_sampling(arguments, artifact, bar), record=record)
     sheets: dict[str, Tensor] = {
         "overlay": heatmaps.overlays(record, images),
-        "steps": heatmaps.strips(record, images)[0],
+        "steps": heatmaps.strips(record, images, heatmaps.over_steps(record, images))[0],
         "resolutions": heatmaps.resolutions(record, images)[0],
     }
     files = {name: arguments.output / f"{artifact.name}-attention-{name}.png" for name in sheets}

@@ -18,7 +18,7 @@ from .types import MagiCaptureError
 Grid = tuple[int, int]
 
 MAX_BUCKETS = 8
-MAX_CELL = 256  # pixels, of one picture in the sheets over steps and over map sizes
+MAX_CELL = 256  # pixels, of one picture in the sheets over steps and over map sizes: many columns fit on a screen
 # Dark to light without red against green: the order of the colours survives every colour blindness and a grey print.
 RAMP = torch.tensor([(0.04, 0.04, 0.24), (0.36, 0.14, 0.56), (0.86, 0.34, 0.36), (1.0, 0.72, 0.22), (1.0, 1.0, 0.86)])
 EMPTY = (
@@ -180,58 +180,57 @@ def overlays(record: AttentionRecord, images: Tensor) -> Tensor:
     return contact_sheet(cells, len(record.words), list(record.words) * len(images))
 
 
-def strips(record: AttentionRecord, images: Tensor) -> list[Tensor]:
-    """For every picture a contact sheet [3,H',W']: a row for every word, a column for every step bucket.
+def over_steps(record: AttentionRecord, images: Tensor) -> Tensor:
+    """[K,B,n,h,w] in 0..1: the maps of every word in every step bucket, for `strips` and `frames` of images [B,3,H,W].
 
-    The maps of one row share one scale, so a word that gains or loses attention over the steps is seen to do so.
+    The maps of one word in one picture share one scale, so that a word that gains or loses attention over the steps is
+    seen to do so. In fp16 and not yet coloured, a sixth of the pictures made of them: 64 pictures are 67 MB a word.
     """
-    from .images import contact_sheet
+    from .images import shrink
+
+    size = _size(record, shrink(images, MAX_CELL))
+    parts = [record.part(bucket=bucket) for bucket in record.buckets]
+    words = [torch.stack([part.attention(word, size) for part in parts], 1) for word in record.words]
+    return torch.stack([stretch(maps).half() for maps in words])
+
+
+def strips(record: AttentionRecord, images: Tensor, maps: Tensor) -> list[Tensor]:
+    """For every picture a contact sheet [3,H',W'] of its maps out of `over_steps`: a row for every word, a column for
+    every step bucket."""
+    from .images import contact_sheet, resize
 
     labels = [_moment(word, record, bucket) for word in record.words for bucket in record.buckets]
-    rows = [_over_steps(record, word, _shrink(images)) for word in record.words]
-    return [
-        contact_sheet([cell for row in rows for cell in row[picture]], len(record.buckets), labels)
-        for picture in range(len(images))
-    ]
-
-
-def frames(record: AttentionRecord, images: Tensor) -> Tensor:
-    """The same maps one bucket after the other, [n,3,H',W']: a row for every picture, a column for every word."""
-    from .images import contact_sheet
-
-    columns = [_over_steps(record, word, _shrink(images)) for word in record.words]
+    small = resize(images, _grid_of(maps))
     sheets = []
-    for place, bucket in enumerate(record.buckets):
-        cells = [column[picture, place] for picture in range(len(images)) for column in columns]
+    for picture, rows in zip(small.split(1), maps.unbind(1), strict=True):
+        cells = [cell for row in rows for cell in overlay(picture, row.float())]
+        sheets.append(contact_sheet(cells, len(record.buckets), labels))
+    return sheets
+
+
+def frames(record: AttentionRecord, images: Tensor, maps: Tensor) -> Tensor:
+    """The same one bucket after the other, [n,3,H',W']: a row for every picture, a column for every word."""
+    from .images import contact_sheet, resize
+
+    small = resize(images, _grid_of(maps))
+    sheets = []
+    for bucket, at_once in zip(record.buckets, maps.unbind(2), strict=True):
+        columns = [overlay(small, heat.float()) for heat in at_once]
+        cells = [column[row] for row in range(len(images)) for column in columns]
         labels = [_moment(word, record, bucket) for word in record.words] * len(images)
         sheets.append(contact_sheet(cells, len(columns), labels))
     return torch.stack(sheets)
 
 
-def _over_steps(record: AttentionRecord, word: str, images: Tensor) -> Tensor:
-    """[B,n,3,H,W]: the word's maps over images [B,3,H,W], one for every step bucket, on one scale per picture."""
-    size = _size(record, images)
-    maps = [record.part(bucket=bucket).attention(word, size) for bucket in record.buckets]
-    return torch.stack([overlay(images, heat) for heat in stretch(torch.stack(maps, 1)).unbind(1)], 1)
-
-
 def resolutions(record: AttentionRecord, images: Tensor) -> list[Tensor]:
     """For every picture a contact sheet [3,H',W']: a row for every word, a column for every map size."""
-    from .images import contact_sheet
+    from .images import contact_sheet, shrink
 
-    images = _shrink(images)
+    images = shrink(images, MAX_CELL)
     size, grids = _size(record, images), record.grids
     labels = [f"{word} {h}x{w}" for word in record.words for h, w in grids]
     maps = [overlay(images, record.part(grid=grid).heatmap(word, size)) for word in record.words for grid in grids]
     return [contact_sheet([cell[picture] for cell in maps], len(grids), labels) for picture in range(len(images))]
-
-
-def _shrink(images: Tensor) -> Tensor:
-    """To MAX_CELL pixels on the longer side at most: sheets of many columns stay small enough to look at."""
-    from .images import resize
-
-    scale = min(1.0, MAX_CELL / max(images.shape[-2:]))
-    return resize(images, (round(images.shape[-2] * scale), round(images.shape[-1] * scale)))
 
 
 def _size(record: AttentionRecord, images: Tensor) -> Grid:

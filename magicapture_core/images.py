@@ -229,6 +229,13 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(images, size, mode="bilinear", antialias=True)
 
 
+def shrink(images: Tensor, side: int) -> Tensor:
+    """images [B,C,H,W] -> the same in proportion with no side above `side`; smaller ones stay as they are."""
+    height, width = images.shape[2:]
+    scale = min(1.0, side / max(height, width))
+    return resize(images, (max(round(height * scale), 1), max(round(width * scale), 1)))
+
+
 # --- drawings --------------------------------------------------------------------------------------------------------
 
 

@@ -27,6 +27,7 @@ from .sockets import (
 
 RecordType = io.Custom("ATTENTION_RECORD")
 FRAMES_PER_SECOND = 2.0
+PLAYED_SIDE = 4096  # pixels, of the animation on the node
 
 WORDS_TOOLTIP = (
     "What to look for, separated by commas or lines, as it stands in the prompt: words, several words in a row, "
@@ -196,16 +197,17 @@ class AttentionMapViewer(io.ComfyNode):
             raise MagiCaptureError("images: connect the pictures that were sampled with the recorded MODEL")
         pictures = to_core(images)
         overlay = heatmaps.overlays(record, pictures)[None]
-        strips, grids = (torch.stack(draw(record, pictures)) for draw in (heatmaps.strips, heatmaps.resolutions))
-        frames = to_comfy(heatmaps.frames(record, pictures))
+        maps = heatmaps.over_steps(record, pictures)
+        strips, frames = heatmaps.strips(record, pictures, maps), heatmaps.frames(record, pictures, maps)
+        grids = heatmaps.resolutions(record, pictures)
         report = describe(record, None if mask is None else masks_to_core(mask))
         return io.NodeOutput(
             to_comfy(overlay),
-            to_comfy(strips),
+            to_comfy(torch.stack(strips)),
             masks_to_comfy(word_masks(record, pictures, threshold)),
             report,
-            to_comfy(grids),
-            frames,
+            to_comfy(torch.stack(grids)),
+            to_comfy(frames),
             ui={**show(report), **animation(frames, cls)},
         )
 
@@ -260,14 +262,18 @@ def word_masks(record: Any, images: Tensor, threshold: float) -> Tensor:
 
 
 def animation(frames: Tensor, cls: Any) -> dict[str, Any]:
-    """IMAGE frames as one moving picture in ComfyUI's folder of previews: what the page shows on the node. It has room
-    for one picture where that moves, so the overlay is left to its output."""
+    """frames [n,3,H,W] as one moving picture in ComfyUI's folder of previews: what the page shows on the node. It has room
+    for one picture where that moves, so the overlay is left to its output. Many pictures are shown smaller: WebP ends
+    at 16383 pixels."""
     from comfy_api.latest import ui
 
+    from ..magicapture_core.images import shrink
+
+    shown = to_comfy(shrink(frames, PLAYED_SIDE))
     options = {"fps": FRAMES_PER_SECOND, "lossless": False, "quality": 85, "method": 4}
     folder, prefix = io.FolderType.temp, f"magicapture_maps_{uuid.uuid4().hex[:8]}"
     return {
-        "images": [ui.ImageSaveHelper.save_animated_webp(frames, prefix, folder, cls, **options)],
+        "images": [ui.ImageSaveHelper.save_animated_webp(shown, prefix, folder, cls, **options)],
         "animated": (True,),
     }
 

@@ -182,7 +182,7 @@ class RestoreAndUpscale(io.ComfyNode):
         from ..magicapture_core import restore
         from ..magicapture_core.face_outcomes import mean_likeness
 
-        batches = [to_core(batch).cpu() for batch in images]
+        batches = [to_core(batch) for batch in images]
         pictures = [picture for batch in batches for picture in batch]
         regions = match_regions(mask, pictures)
         upscaler, restorer = upscale_model[0], face_restorer[0]

@@ -141,12 +141,9 @@ def in_short(setting: tuple[str, float]) -> str:
 
 def draw_sheet(images: Tensor, width: int, labels: list[str]) -> Tensor:
     """IMAGE -> one picture [1,3,H,W] with `width` of them in a row, larger ones made smaller."""
-    from ..magicapture_core.images import contact_sheet, resize
+    from ..magicapture_core.images import contact_sheet, shrink
 
-    pictures = to_core(images)
-    scale = min(1.0, SHEET_SIDE / max(pictures.shape[-2:]))
-    small = resize(pictures, (round(pictures.shape[-2] * scale), round(pictures.shape[-1] * scale)))
-    return contact_sheet(list(small), width, labels)[None]
+    return contact_sheet(list(shrink(to_core(images), SHEET_SIDE)), width, labels)[None]
 
 
 NODES = [StrengthSweep]

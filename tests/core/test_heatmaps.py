@@ -153,10 +153,21 @@ def test_overlay_colours_a_grey_picture() -> None:
     torch.testing.assert_close(shown[0, :, 0, 1], 0.35 * 0.299 + 0.65 * heatmaps.RAMP[-1])
 
 
-def test_a_row_of_the_strip_shares_one_scale() -> None:
-    """Maps 0 .5 and 0 1 of one word: .5 stays half as hot."""
-    maps = torch.tensor([[[[0.0, 0.5]], [[0.0, 1.0]]]])
-    torch.testing.assert_close(heatmaps.stretch(maps), maps)
+def test_maps_over_the_steps_share_one_scale(record: AttentionRecord) -> None:
+    """Of the face 0 .5 and then 0 1: .5 stays half as hot. The sky, ten times as dark, has a scale of its own."""
+    record.add(0, 2, [layer([[0.0, 0.5]], [[0.0, 0.1]])])
+    record.add(1, 2, [layer([[0.0, 1.0]], [[0.1, 0.0]])])
+    maps = heatmaps.over_steps(record, torch.zeros(1, 3, 1, 2))
+    expected = torch.tensor([[[[[0.0, 0.5]], [[0.0, 1.0]]]], [[[[0.0, 1.0]], [[1.0, 0.0]]]]])  # [K,B,n,h,w]
+    torch.testing.assert_close(maps.float(), expected)
+
+
+def test_maps_over_the_steps_are_small(record: AttentionRecord) -> None:
+    """64 pictures of any size, two bytes for a place of 256 x 192 at most."""
+    record.add(0, 1, [random_probs(torch.Generator().manual_seed(4), num_pictures=64)])
+    maps = heatmaps.over_steps(record, torch.zeros(64, 1, 512, 384).expand(-1, 3, -1, -1))
+    assert maps.shape == (2, 64, 1, 256, 192)
+    assert maps.element_size() == 2
 
 
 def test_sheets_hold_words_pictures_buckets_and_grids(record: AttentionRecord) -> None:
@@ -165,7 +176,8 @@ def test_sheets_hold_words_pictures_buckets_and_grids(record: AttentionRecord) -
         record.add(step, 3, [random_probs(generator, (4, 4)), random_probs(generator, (8, 8))])
     images = torch.rand(2, 3, 64, 48, generator=generator)
     sheet = heatmaps.overlays(record, images)
-    strips, resolutions = heatmaps.strips(record, images), heatmaps.resolutions(record, images)
+    strips = heatmaps.strips(record, images, heatmaps.over_steps(record, images))
+    resolutions = heatmaps.resolutions(record, images)
     assert len(strips) == len(resolutions) == 2
     assert sheet.shape[1] >= 2 * 64
     assert 2 * 48 <= sheet.shape[2] < 3 * 48
@@ -182,7 +194,8 @@ def test_frames_are_the_columns_of_the_strip() -> None:
     for step in range(3):
         seen.add(step, 3, [torch.rand(1, 1, 2, 4, 4, generator=generator)])
     images = torch.rand(1, 3, 64, 64, generator=generator)
-    frames, (strip,) = heatmaps.frames(seen, images), heatmaps.strips(seen, images)
+    maps = heatmaps.over_steps(seen, images)
+    frames, (strip,) = heatmaps.frames(seen, images, maps), heatmaps.strips(seen, images, maps)
     assert len(frames) == 3
     gap = 2
     for step, frame in enumerate(frames):

@@ -175,6 +175,13 @@ def test_save_and_load_are_inverse(tmp_path: Path) -> None:
     assert images.load_photo(images.save_image(image * 3 - 1, tmp_path / "b.png")).max() == 1  # clipped, not wrapped
 
 
+def test_shrink_keeps_proportion_and_never_enlarges() -> None:
+    assert images.shrink(torch.zeros(1, 3, 600, 150), 400).shape == (1, 3, 400, 100)
+    assert images.shrink(torch.zeros(1, 3, 2, 5000), 100).shape == (1, 3, 1, 100)
+    small = torch.rand(1, 3, 40, 30)
+    assert images.shrink(small, 40) is small
+
+
 def test_resize_keeps_the_mean_and_the_place() -> None:
     picture = torch.zeros(1, 1, 64, 64)
     picture[..., 16:32, 40:48] = 1

@@ -398,3 +398,22 @@ def check_the_node_plays_the_steps(pack, loaded):
     [played] = ({**entry} for entry in shown["images"])
     with Image.open(f"{folder_paths.get_temp_directory()}/{played['filename']}") as animation:
         assert len(ImageSequence.all_frames(animation)) == 3
+
+
+def check_many_pictures_are_played_smaller(pack):
+    """64 of them are 17796 pixels high with one word, and WebP ends at 16383."""
+    import folder_paths
+    from PIL import Image, ImageSequence
+
+    attention = part(pack, "nodes.attention")
+    frames = torch.zeros(2, 3, 17796, 260)
+    frames[1, :, 8898:] = 1
+    node = attention.AttentionMapViewer
+    node.hidden = SimpleNamespace(prompt=None, extra_pnginfo=None, unique_id="1")
+    [played] = ({**entry} for entry in attention.animation(frames, node)["images"])
+    with Image.open(f"{folder_paths.get_temp_directory()}/{played['filename']}") as animation:
+        first, second = (frame.convert("L") for frame in ImageSequence.all_frames(animation))
+    assert first.size == (60, 4096)
+    assert first.getextrema()[1] < 8
+    assert second.getpixel((30, 1000)) < 8  # the whole of it is there: the second is white from its middle on
+    assert second.getpixel((30, 3000)) > 247
