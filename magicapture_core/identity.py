@@ -64,18 +64,35 @@ class Likeness:
 def _embed_portraits(recogniser: Recogniser, portraits: Portraits, device: torch.device) -> Tensor:
     faces = [(image, face.landmarks) for image, face in zip(portraits.images, portraits.faces, strict=False)]
     rows = [
-        recogniser(align(image[None].to(device, torch.float32) * 2 - 1, landmarks, recogniser.input_size)).cpu()
+        recogniser(align_photo(image.float(), landmarks, recogniser.input_size, device)).cpu()
         for image, landmarks in faces
         if landmarks is not None
     ]
     return torch.cat(rows) if rows else torch.empty(0, 0)
 
 
+def align_photo(image: Tensor, landmarks: Tensor, size: int, device: torch.device) -> Tensor:
+    """image [3,H,W] in 0..1, landmarks [5,2] in its pixels -> [1,3,size,size] in -1..1, on the device.
+
+    Of a large photo the window around the face alone is copied. It is cut along the squares that `align` averages, so
+    that these are the same as in the whole photo.
+    """
+    square = _reduction(recognition_frame(landmarks, size))
+    rows, columns = face_window(landmarks, (image.shape[1] // square, image.shape[2] // square), square)
+    corner = landmarks.new_tensor([columns.start, rows.start]) * square
+    top, bottom, left, right = (edge * square for edge in (rows.start, rows.stop, columns.start, columns.stop))
+    return align(image[None, :, top:bottom, left:right].to(device) * 2 - 1, landmarks - corner, size)
+
+
 def align(pixel_values: Tensor, landmarks: Tensor, size: int) -> Tensor:
     """pixel_values [1,C,H,W], landmarks [5,2] in its pixels -> [1,C,size,size], as a recogniser wants it."""
     matrix = recognition_frame(landmarks, size)
-    shrink = max(int(1 / float(matrix[:, :2].det().abs().sqrt())), 1)
-    return warp(pixel_values, matrix[None].to(pixel_values), size, shrink=shrink)
+    return warp(pixel_values, matrix[None].to(pixel_values), size, shrink=_reduction(matrix))
+
+
+def _reduction(matrix: Tensor) -> int:
+    """Side of the squares of pixels that become one before `matrix` is applied, against aliasing."""
+    return max(int(1 / float(matrix[:, :2].det().abs().sqrt())), 1)
 
 
 def recognition_frame(landmarks: Tensor, size: int) -> Tensor:
@@ -84,13 +101,15 @@ def recognition_frame(landmarks: Tensor, size: int) -> Tensor:
 
 
 def face_window(landmarks: Tensor, grid: tuple[int, int], vae_factor: int, margin: int = MARGIN) -> tuple[slice, slice]:
-    """Rows and columns of a latent grid (h, w) that hold all a recogniser sees of a face, and `margin` cells more."""
+    """Rows and columns of a grid (h, w), its cells vae_factor x vae_factor pixels, that hold all a recogniser sees of a
+    face, and `margin` cells more. Of a face beyond the picture, the border's.
+    """
     corners = torch.tensor([(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
     cells = transform(corners, invert(recognition_frame(landmarks.cpu(), 1))) / vae_factor
     low = (cells.amin(0).floor() - margin).int().tolist()
     high = (cells.amax(0).ceil() + margin).int().tolist()
-    rows = slice(max(low[1], 0), min(high[1], grid[0]))
-    columns = slice(max(low[0], 0), min(high[0], grid[1]))
+    rows = slice(min(max(low[1], 0), grid[0] - 1), max(min(high[1], grid[0]), 1))
+    columns = slice(min(max(low[0], 0), grid[1] - 1), max(min(high[0], grid[1]), 1))
     return rows, columns
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .faces import FaceDetector, choose_face
-from .identity import Recogniser, align
+from .identity import Recogniser, align_photo
 from .types import Face, MagiCaptureError, Photos, Portraits
 
 
@@ -67,7 +67,7 @@ def embed(recogniser: Recogniser, image: Tensor, face: Face) -> Tensor:
     """[1,D] of unit length, where the recogniser is. face: with landmarks, as a detector's faces have them."""
     assert face.landmarks is not None
     device = next(recogniser.parameters()).device
-    return recogniser(align(image[None].to(device) * 2 - 1, face.landmarks, recogniser.input_size))
+    return recogniser(align_photo(image, face.landmarks, recogniser.input_size, device))
 
 
 def check_targets(photos: Photos) -> list[str]:

@@ -262,9 +262,9 @@ def word_masks(record: Any, images: Tensor, threshold: float) -> Tensor:
 
 
 def animation(frames: Tensor, cls: Any) -> dict[str, Any]:
-    """frames [n,3,H,W] as one moving picture in ComfyUI's folder of previews: what the page shows on the node. It has room
-    for one picture where that moves, so the overlay is left to its output. Many pictures are shown smaller: WebP ends
-    at 16383 pixels."""
+    """frames [n,3,H,W] as one moving picture in ComfyUI's folder of previews: what the page shows on the node. It has
+    room for one picture where that moves, so the overlay is left to its output. Many pictures are shown smaller: WebP
+    ends at 16383 pixels."""
     from comfy_api.latest import ui
 
     from ..magicapture_core.images import shrink

@@ -1,7 +1,8 @@
 """The border: ComfyUI's layouts on one side, the core's on the other, and the only place that knows both.
 
 IMAGE is [B,H,W,C] 0..1 and MASK [B,H,W] in ComfyUI; the core has [B,3,H,W] and [B,1,H,W]. Both ways pictures end on the
-CPU, wherever ComfyUI keeps them; what works on a card moves them there itself. Also here: the pack's own socket types, the shims that keep one schema valid on every ComfyUI from 0.3.64 on, and settings made from pydantic.
+CPU, wherever ComfyUI keeps them; what works on a card moves them there itself. Also here: the pack's own socket types,
+the shims that keep one schema valid on every ComfyUI from 0.3.64 on, and settings made from pydantic.
 """
 
 from __future__ import annotations
