@@ -171,7 +171,12 @@ def build_parser() -> argparse.ArgumentParser:
     restore.add_argument("--scale", type=at_least_one, default=2.0, help="how many times larger (%(default)s)")
     restore.add_argument("--fidelity", type=float, help="CodeFormer: 0 is free, 1 is close to the input")
     restore.add_argument(
-        "--face-index", type=int, default=-1, metavar="N", help="this face alone, counted from 0 from the left"
+        "--face-index",
+        type=int,
+        default=-1,
+        metavar="N",
+        help="this face alone, counted from 0 from the left; otherwise all, and of several the one most like the "
+        "reference is compared with it",
     )
     restore.add_argument(
         "--match-colour",

@@ -22,7 +22,7 @@ NOT_CHECKED = "likeness: not checked; give a face recogniser and photos of the p
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """Of one face. before, after: its likeness, -1..1, enlarged and then restored, also where that was put back;
-    None where nothing was compared."""
+    None where it was not compared: without a guard, and of several faces all but the one most like the reference."""
 
     fate: Fate
     before: float | None = None
@@ -68,15 +68,18 @@ def describe(faces: Sequence[Face], outcomes: Sequence[Outcome]) -> str:
 
 def _group(fate: Fate, heights: Sequence[str], outcomes: Sequence[Outcome], more: str = "") -> str:
     """All faces of one fate, with their sizes and likenesses."""
-    told = [height + _likeness(outcome) for height, outcome in zip(heights, outcomes, strict=True)]
+    is_guarded = any(outcome.before is not None for outcome in outcomes)
+    told = [height + _likeness(outcome, is_guarded) for height, outcome in zip(heights, outcomes, strict=True)]
     chosen = [text for text, outcome in zip(told, outcomes, strict=True) if outcome.fate == fate]
     if not chosen:
         return "0 faces restored" if fate == "restored" else ""
     return f"{_count(len(chosen))} {fate}{more} ({'; '.join(chosen)})"
 
 
-def _likeness(outcome: Outcome) -> str:
-    return "" if outcome.before is None else f", likeness {outcome.before:.3f} -> {outcome.after:.3f}"
+def _likeness(outcome: Outcome, is_guarded: bool) -> str:
+    if outcome.before is None:
+        return ", less like the reference, not compared" if is_guarded else ""
+    return f", likeness {outcome.before:.3f} -> {outcome.after:.3f}"
 
 
 def mean_likeness(outcomes: Sequence[Outcome]) -> tuple[float, float] | None:

@@ -47,7 +47,7 @@ Restorer = Callable[[Tensor], Tensor]  # [1,3,512,512] 0..1 -> the same
 
 @dataclass(frozen=True, kw_only=True)
 class Guard:
-    """Puts a restored face back that lost the person. likeness: of a face in a picture [3,H,W], -1..1; see
+    """Puts the person's face back where restoration lost them. likeness: of a face in a picture [3,H,W], -1..1; see
     likeness.py. max_loss: how much it may fall."""
 
     likeness: Callable[[Tensor, Face], float]
@@ -189,9 +189,10 @@ def restore_faces(
     """image [3,H,W] 0..1 -> the same with each face restored, and what became of each. Pixels outside the face masks
     keep every bit, and so does a face that is put back.
 
-    guard: compares each face before and after by the landmarks that it has: a second search would frame the two
-    differently, and would take for a lost person what is a shifted frame. Of faces whose ovals overlap, each is judged
-    in the picture that those before it have left.
+    guard: of several faces it watches the one most like the reference before anything is restored; the others are
+    strangers', whose likeness says nothing. It compares before and after by the landmarks that the face has: a second
+    search would frame the two differently, and would take for a lost person what is a shifted frame. Where ovals
+    overlap, it judges in the picture that the faces before have left.
 
     What is pasted is the difference that the restorer made, not its picture: I + m * W'(R(W(I)) - W(I)), with W the
     alignment, W' back, R the restorer, m the mask. Resampling there and back blurs a small face and takes a face of
@@ -200,15 +201,23 @@ def restore_faces(
     restorer that knows the truth, on a photo with noise and JPEG: error 1.7 with the difference and 1.8 with the plain
     paste at 110 pixels, 2.8 and 3.8 at 22, but .7 and .4 at 220 (of 255, inside the face).
     """
+    person = _find_person(image, faces, guard)
     outcomes = []
-    for done, face in enumerate(faces, 1):
+    for number, face in enumerate(faces):
         aligned, matrix = align_face(image, face)
         restored = _paste(image, restorer(aligned) - aligned, matrix, region)
-        outcomes.append(_compare(image, restored, face, guard))
+        outcomes.append(_compare(image, restored, face, guard if number == person else None))
         image = image if outcomes[-1].fate == "put back" else restored
         if progress:
-            progress(done, len(faces))
+            progress(number + 1, len(faces))
     return image, outcomes
+
+
+def _find_person(image: Tensor, faces: Sequence[Face], guard: Guard | None) -> int:
+    """Which of the faces is most like the reference; a single one is not asked."""
+    if guard is None or len(faces) < 2:
+        return 0
+    return max(range(len(faces)), key=lambda number: guard.likeness(image, faces[number]))
 
 
 def _compare(image: Tensor, restored: Tensor, face: Face, guard: Guard | None) -> Outcome:

@@ -109,8 +109,8 @@ class RestoreAndUpscale(io.ComfyNode):
                     optional=True,
                     min=-1,
                     max=99,
-                    tooltip="Which face is restored, counted from 0 from the left; -1 restores all. In a picture of "
-                    "several people choose the one that the reference shows.",
+                    tooltip="Which face is restored, counted from 0 from the left; -1 restores all, and then of "
+                    "several only the face most like the reference is compared with it.",
                 ),
                 io.Boolean.Input(
                     "match_colour",
@@ -132,7 +132,7 @@ class RestoreAndUpscale(io.ComfyNode):
                 FaceRecognitionType.Input(
                     "face_recognition",
                     optional=True,
-                    tooltip="From Load Face Recognition, to compare each face before and after. Needs reference.",
+                    tooltip="From Load Face Recognition, to compare the person's face before and after. Needs reference.",
                 ),
                 io.Image.Input(
                     "reference",
@@ -148,13 +148,13 @@ class RestoreAndUpscale(io.ComfyNode):
                 ),
                 io.String.Output(
                     display_name="report",
-                    tooltip="For each picture: the faces found, what was done with them, their likeness before and "
-                    "after.",
+                    tooltip="For each picture: the faces found, what was done with them, the person's likeness before "
+                    "and after.",
                 ),
                 io.Float.Output(
                     display_name="likeness before",
-                    tooltip="To the reference, of the enlarged faces before they were restored: the mean over all that "
-                    "were compared; 0 where none was.",
+                    tooltip="To the reference, of the person's enlarged face before it was restored: the mean over the "
+                    "pictures in which it was compared; 0 where in none.",
                 ),
                 io.Float.Output(
                     display_name="likeness after",

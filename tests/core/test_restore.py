@@ -365,29 +365,45 @@ def darker(by: float) -> Any:
 
 @pytest.mark.parametrize("factor", [1.0, 1.37, 2.0])
 def test_a_face_that_lost_the_person_is_put_back_to_the_byte(factor: float) -> None:
-    """The left face falls by 0.3 and is put back; the right one, in the same picture, by 0.05 and stays restored."""
+    """The left face falls by 0.3 and is put back; the right one, in the same picture, is a stranger's and restored."""
     image, faces = torch.full((3, 500, 600), 0.5), [place_face(100, 0, (150.0, 150.0))[0]]
     faces.append(place_face(100, 0, (420.0, 330.0))[0])
-    falls = iter([0.3, 0.05])
+    image[:, :, 300:] = 0.4
+    falls = iter([0.3, 0.3])
     guard = Guard(likeness=brightness, max_loss=0.1)
     restored, outcomes = restore_and_upscale(
         image, faces, lambda aligned: aligned - next(falls), factor=factor, guard=guard
     )
     plain = finished(image, [], factor=factor)
-    alone = finished(image, faces[1:], darker(0.05), factor=factor)
+    alone = finished(image, faces[1:], darker(0.3), factor=factor)
     assert torch.equal(restored, alone)
     left = (slice(None), slice(None), slice(0, round(280 * factor)))
     assert torch.equal(restored[left], plain[left])
     assert not torch.equal(restored, plain)
     assert [outcome.fate for outcome in outcomes] == ["put back", "restored"]
-    told = [(outcome.before, outcome.after, outcome.finished) for outcome in outcomes]
-    for values, expected in zip(told, [(0.5, 0.2, 0.5), (0.5, 0.45, 0.45)], strict=True):
-        assert values == pytest.approx(expected, abs=1e-3)
-    assert mean_likeness(outcomes) == pytest.approx((0.5, 0.475), abs=1e-3)
+    known, stranger = outcomes
+    assert (known.before, known.after, known.finished) == pytest.approx((0.5, 0.2, 0.5), abs=1e-3)
+    assert (stranger.before, stranger.after) == (None, None)
+    assert mean_likeness(outcomes) == pytest.approx((0.5, 0.5), abs=1e-3)
     assert describe(faces, outcomes) == (
-        "1 face restored (face 1: 100 px, likeness 0.500 -> 0.450), "
+        "1 face restored (face 1: 100 px, less like the reference, not compared), "
         "1 face put back as it was (face 0: 100 px, likeness 0.500 -> 0.200)"
     )
+
+
+@pytest.mark.parametrize(("face_index", "fates"), [(-1, ["restored", "restored"]), (0, ["put back", "not chosen"])])
+def test_of_several_the_face_most_like_the_reference_is_guarded(face_index: int, fates: list[str]) -> None:
+    """The right one before anything is restored, though the left one falls and the right one gains; unless the left
+    one was chosen."""
+    image, faces = torch.full((3, 500, 600), 0.5), [place_face(100, 0, (150.0, 150.0))[0]]
+    image[:, :, 300:] = 0.6
+    faces.append(place_face(100, 0, (420.0, 330.0))[0])
+    changes = iter([-0.3, 0.1])
+    options: dict[str, Any] = {"factor": 1, "face_index": face_index, "guard": Guard(likeness=brightness)}
+    _, outcomes = restore_and_upscale(image, faces, lambda aligned: aligned + next(changes), **options)
+    assert [outcome.fate for outcome in outcomes] == fates
+    compared = (0.6, 0.7) if face_index == -1 else (0.5, 0.5)
+    assert mean_likeness(outcomes) == pytest.approx(compared, abs=1e-3)
 
 
 @pytest.mark.parametrize(("max_loss", "fate"), [(0.0, "put back"), (0.24, "put back"), (0.26, "restored")])
