@@ -132,7 +132,8 @@ class RestoreAndUpscale(io.ComfyNode):
                 FaceRecognitionType.Input(
                     "face_recognition",
                     optional=True,
-                    tooltip="From Load Face Recognition, to compare the person's face before and after. Needs reference.",
+                    tooltip="From Load Face Recognition, to compare the person's face before and after. Needs "
+                    "reference.",
                 ),
                 io.Image.Input(
                     "reference",

@@ -64,6 +64,8 @@ def test_the_window_is_the_same_person(recogniser, detector, astronaut):
     large = resize(astronaut[None], (1811, 1793))[0]
     for image in (astronaut, large):
         face = find_face(detector, image)
+        assert face
+        assert face.landmarks is not None
         whole = recogniser(align(image[None] * 2 - 1, face.landmarks, recogniser.input_size))
         torch.testing.assert_close(embed(recogniser, image, face), whole, atol=1e-5, rtol=0)
 
@@ -71,7 +73,8 @@ def test_the_window_is_the_same_person(recogniser, detector, astronaut):
 def test_of_a_large_picture_only_the_window_is_worked_on():
     """Of 50 million pixels, which here are one and the same, a face of 400 x 400 and its margin."""
     image = torch.full((3, 1, 1), 0.5).expand(3, 7000, 7000)
-    with torch.autograd.profiler.profile(profile_memory=True) as seen:
+    seen = torch.autograd.profiler.profile(profile_memory=True)
+    with seen:
         embed(Seen(), image, Face(box=torch.zeros(4), landmarks=FACE * 150 + 3000))
     assert 0 < max(event.self_cpu_memory_usage for event in seen.key_averages()) < 20e6
 
