@@ -19,7 +19,7 @@ TRAIN, REPORT = "8", "7"
 
 
 def loras(server: ComfyServer, name: str) -> list[str]:
-    return sorted(path.name for path in (server.base / "models" / "loras").glob(f"{name}*"))
+    return sorted(path.name for path in (server.base / "models" / "loras").glob(f"{name}*.safetensors"))
 
 
 def report(run: Run) -> str:
