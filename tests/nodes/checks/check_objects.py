@@ -42,7 +42,7 @@ def check_known_features_first_and_a_broken_file_in_one_line(pack):
 
 def check_the_cat_is_framed_by_its_masks(pack):
     for folder in ("sample: object", "sample: object style"):
-        images, masks, faces, _, report = cat(pack, folder)
+        images, masks, faces, _, report, _ = cat(pack, folder)
         assert images.shape == (4, 64, 64, 3)
         assert all(face.landmarks is None for face in faces)
         share = masks.mean((1, 2))
