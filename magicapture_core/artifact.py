@@ -222,7 +222,7 @@ def load(path: Path, embeddings_folders: Sequence[Path] = ()) -> Artifact:
     """
     path = Path(path)
     try:
-        tensors, metadata = _read(path)
+        tensors, metadata = read_file(path)
         content = read_content(metadata) or _content_beside(path, embeddings_folders)
         lora = {key: _half(key, value) for key, value in tensors.items()}
         layers = read_layers(lora)
@@ -245,7 +245,7 @@ def inspect(path: Path) -> dict[str, Any]:
     """What a file holds, ready for JSON; weights as counts."""
     path = Path(path)
     artifact = load(path)
-    _, metadata = _read(path)
+    _, metadata = read_file(path)
     layers = read_layers(artifact.lora)
     return {
         "name": artifact.name,
@@ -315,7 +315,7 @@ def _embeddings_of(name: str, folders: Sequence[Path]) -> dict[str, Path]:
 
 def read_embedding(path: Path, name: str) -> Token:
     """An embedding file of one word. Raises MagiCaptureError when it holds anything else."""
-    tensors, _ = _read(path)
+    tensors, _ = read_file(path)
     if len(tensors) != 1:
         raise MagiCaptureError(f"{path.name} holds {len(tensors)} tensors, an embedding has one")
     ((placeholder, vectors),) = tensors.items()
@@ -323,7 +323,8 @@ def read_embedding(path: Path, name: str) -> Token:
     return Token(name=name, placeholder=placeholder, initializer="", vectors=vectors.float())
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file. Raises MagiCaptureError for one that is not there, or not whole."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():

@@ -1,7 +1,8 @@
-"""Cross-attention maps of chosen tokens, while the layer's own output still comes from the fused kernel.
+"""Cross-attention looked at, while the layer's own output still comes from the fused kernel.
 
-In: a diffusers UNet and averaging weights over the prompt's positions. Out: a dictionary of maps by layer name, with
-gradients. Knows nothing of losses or tokenizers.
+In: a diffusers UNet, and averaging weights over the prompt's positions or a reference prompt. Out: maps of chosen
+tokens, or how far they are from the reference's, by layer name and with gradients. Keys and values may see prompts of
+their own. Knows nothing of tokenizers.
 """
 
 from __future__ import annotations
@@ -15,6 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .losses import reference_attention
+
+
+def attention_probs(query: Tensor, key: Tensor) -> Tensor:
+    """softmax(Q K^T / sqrt d) in fp32. query: [B,heads,N,d]. key: [B,heads,T,d]. Returns [B,heads,N,T]."""
+    with torch.autocast(query.device.type, enabled=False):  # it would take the product in half precision again
+        return (query.float() @ key.float().transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
+
 
 def token_probs(query: Tensor, key: Tensor, columns: Tensor) -> Tensor:
     """Attention probabilities of chosen tokens: softmax over all T positions, then only the asked columns are kept.
@@ -22,9 +31,8 @@ def token_probs(query: Tensor, key: Tensor, columns: Tensor) -> Tensor:
     query: [B,heads,N,d]. key: [B,heads,T,d]. columns: [B,K,T], each row weights that average a token's positions.
     Returns [B,K,heads,N] in fp32.
     """
-    with torch.autocast(query.device.type, enabled=False):  # it would take the products in half precision again
-        scores = query.float() @ key.float().transpose(-1, -2) * query.shape[-1] ** -0.5
-        return (columns[:, None].float() @ scores.softmax(-1).transpose(-1, -2)).transpose(1, 2)
+    with torch.autocast(query.device.type, enabled=False):
+        return (columns[:, None].float() @ attention_probs(query, key).transpose(-1, -2)).transpose(1, 2)
 
 
 @dataclass
@@ -42,11 +50,13 @@ class Capture:
             self.maps.setdefault(layer, probs)
 
 
-class CapturingProcessor:
-    """diffusers' scaled-dot-product cross-attention, and beside it the maps of the asked tokens."""
+def heads_of(attn: Any, states: Tensor, project: nn.Module) -> Tensor:
+    """[B,N,C] -> [B,heads,N,d]."""
+    return project(states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
 
-    def __init__(self, capture: Capture, layer: str, size: dict[str, tuple[int, int]]) -> None:
-        self.capture, self.layer, self.size = capture, layer, size
+
+class SplitProcessor:
+    """diffusers' scaled-dot-product cross-attention, whose keys and values may see prompts of their own."""
 
     def __call__(
         self,
@@ -56,19 +66,45 @@ class CapturingProcessor:
         attention_mask: Tensor | None = None,
         **_: Any,
     ) -> Tensor:
-        """hidden_states [B,N,C], encoder_hidden_states [B,T,C'] -> [B,N,C]."""
-        query, key, value = (
-            project(states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            for project, states in (
-                (attn.to_q, hidden_states),
-                (attn.to_k, encoder_hidden_states),
-                (attn.to_v, encoder_hidden_states),
-            )
-        )
-        self.capture.record(self.layer, self.size["grid"], query, key)
+        """hidden_states [B,N,C], encoder_hidden_states [B,T,C'] or [B,R,T,C'], see `split_contexts` -> [B,N,C]."""
+        contexts = encoder_hidden_states
+        of_keys, of_values, *others = contexts.unbind(1) if contexts.ndim == 4 else (contexts, contexts)
+        query = heads_of(attn, hidden_states, attn.to_q)
+        key, value = heads_of(attn, of_keys, attn.to_k), heads_of(attn, of_values, attn.to_v)
+        self.look(attn, query, key, others)
         output = F.scaled_dot_product_attention(query, key, value, attention_mask)
         output = attn.to_out[0](output.transpose(1, 2).flatten(2).to(query.dtype))
         return attn.to_out[1](output)
+
+    def look(self, attn: Any, query: Tensor, key: Tensor, others: list[Tensor]) -> None:
+        """What passes by: [B,heads,N,d], [B,heads,T,d], and the prompts behind those of the keys and the values."""
+
+
+class CapturingProcessor(SplitProcessor):
+    """The same, and beside it the maps of the asked tokens."""
+
+    def __init__(self, capture: Capture, layer: str, size: dict[str, tuple[int, int]]) -> None:
+        self.capture, self.layer, self.size = capture, layer, size
+
+    def look(self, attn: Any, query: Tensor, key: Tensor, others: list[Tensor]) -> None:
+        self.capture.record(self.layer, self.size["grid"], query, key)
+
+
+class ComparingProcessor(SplitProcessor):
+    """The same, and beside it how far the attention is from that which a reference prompt gets from the same queries.
+
+    terms: gets [B] by layer name, for grids of at most `largest` cells.
+    """
+
+    def __init__(self, layer: str, largest: int, terms: dict[str, Tensor]) -> None:
+        self.layer, self.largest, self.terms = layer, largest, terms
+
+    def look(self, attn: Any, query: Tensor, key: Tensor, others: list[Tensor]) -> None:
+        if query.shape[2] <= self.largest:
+            with torch.no_grad():
+                reference = attention_probs(query, heads_of(attn, others[0], attn.to_k))
+            term = reference_attention(attention_probs(query, key), reference)
+            self.terms.setdefault(self.layer, term)  # of the first run, as `Capture.record` takes it
 
 
 @contextmanager
@@ -99,5 +135,38 @@ def _watch(seen: Capture, name: str, transformer: nn.Module, undo: ExitStack) ->
 
     undo.callback(transformer.register_forward_pre_hook(remember_size).remove)
     for index, block in enumerate(transformer.transformer_blocks):  # pyright: ignore[reportArgumentType, reportCallIssue]
-        undo.callback(setattr, block.attn2, "processor", block.attn2.processor)
-        block.attn2.processor = CapturingProcessor(seen, f"{name}.transformer_blocks.{index}.attn2", size)
+        _replace(block.attn2, CapturingProcessor(seen, f"{name}.transformer_blocks.{index}.attn2", size), undo)
+
+
+@contextmanager
+def split_contexts(unet: nn.Module) -> Iterator[None]:
+    """Inside the block the UNet takes, in the place of prompt_embeds [B,T,C], contexts [B,2,T,C] too: the prompt that
+    the keys of every cross-attention see, and the one that its values see. Of two alike the result is that of one."""
+    with ExitStack() as undo:
+        for layer in cross_attentions(unet).values():
+            _replace(layer, SplitProcessor(), undo)
+        yield
+
+
+@contextmanager
+def compared(unet: nn.Module, largest: int) -> Iterator[dict[str, Tensor]]:
+    """Inside the block the UNet takes contexts [B,3,T,C], of the keys, of the values and of a reference; a forward pass
+    fills the yielded dictionary: layer name -> `losses.reference_attention` of its maps, [B], from the same queries.
+
+    largest: cells of the grids that count. Of checkpointing and repeated passes holds what `capture` says.
+    """
+    terms: dict[str, Tensor] = {}
+    with ExitStack() as undo:
+        for name, layer in cross_attentions(unet).items():
+            _replace(layer, ComparingProcessor(name, largest, terms), undo)
+        yield terms
+
+
+def cross_attentions(unet: nn.Module) -> dict[str, Any]:
+    """Name -> layer, in the UNet's order."""
+    return {name: module for name, module in unet.named_modules() if name.endswith(".attn2")}
+
+
+def _replace(layer: Any, processor: SplitProcessor, undo: ExitStack) -> None:
+    undo.callback(setattr, layer, "processor", layer.processor)
+    layer.processor = processor

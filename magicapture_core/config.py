@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from itertools import count
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -24,6 +24,9 @@ class Settings(BaseModel):
     """Frozen, and a misspelt knob is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+S = TypeVar("S", bound=Settings)
 
 
 class TokenConfig(Settings):
@@ -348,12 +351,17 @@ PRESETS: dict[Preset, dict[str, Any]] = {
 
 
 def parse_config(values: dict[str, Any]) -> TrainConfig:
-    """What a user typed, as nested dictionaries -> TrainConfig.
+    """What a user typed, as nested dictionaries -> TrainConfig. Raises MagiCaptureError as `parse` does."""
+    return parse(TrainConfig, values)
+
+
+def parse(kind: type[S], values: dict[str, Any]) -> S:
+    """What a user typed, as nested dictionaries -> settings of this kind.
 
     Raises MagiCaptureError in one line that names each bad field and what it should be.
     """
     try:
-        return TrainConfig.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         faults = (f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors())
         raise MagiCaptureError("settings: " + "; ".join(faults)) from None

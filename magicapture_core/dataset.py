@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import TrainConfig
+from .diffusion import NUM_TIMESTEPS
 from .dino import Dino
 from .identity import Likeness, Recogniser
 from .object_terms import ObjectLooks, ObjectTarget
@@ -26,9 +27,6 @@ from .types import MagiCaptureError, Photos, Portraits, Side, Task, side_of
 
 if TYPE_CHECKING:
     from .backbone import Backbone
-
-
-NUM_TIMESTEPS = 1000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

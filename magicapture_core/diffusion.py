@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+NUM_TIMESTEPS = 1000
+
 
 def _coefficients(alphas_cumprod: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
     """sqrt(abar_t) and sqrt(1 - abar_t), each [B,1,1,1]."""

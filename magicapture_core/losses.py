@@ -1,6 +1,6 @@
 """The terms of Eq. 10, per sample: tensors in, tensors out, a loss never sees a model. The caller reduces over B.
 
-Equation numbers are those of MagiCapture, arXiv 2309.06895.
+Equation numbers are those of MagiCapture, arXiv 2309.06895. Last comes the attention loss of SeFi-IDE.
 """
 
 from __future__ import annotations
@@ -50,3 +50,15 @@ def attention_refocusing(
     if reduce == "mean_then_square":
         outside = outside.mean((1, 2), keepdim=True)
     return outside.square().mean((1, 2, 3, 4))
+
+
+def reference_attention(target_probs: Tensor, reference_probs: Tensor) -> Tensor:
+    """Every token of the learned prompt looks where that of the plain one does: ||A_t - A_r||^2 of SeFi-IDE.
+
+    target_probs, reference_probs: [B,...,heads,N,T], over N pixels and T tokens, of the same queries; with layers in
+    between where they are of one size. The reference carries no gradient. Returns [B]: the sum over pixels and tokens,
+    the mean over heads and layers. As a mean over pixels and tokens too it would be some 1e-6 of the reconstruction at
+    the paper's weight of 0.003, and do nothing (reconstruction: the paper does not tell its reduction).
+    """
+    squared = (target_probs.float() - reference_probs.detach().float()).square()
+    return squared.sum((-2, -1)).flatten(1).mean(1)

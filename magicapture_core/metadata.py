@@ -48,8 +48,7 @@ def write_content(content: Content) -> dict[str, str]:
         for token in content.tokens
     ]
     return {
-        "magicapture.format": str(FORMAT),
-        "magicapture.library_version": __version__,
+        **write_format(),
         "magicapture.tokens": json.dumps(tokens),
         "magicapture.config": json.dumps(content.config),
         "magicapture.templates": json.dumps(content.templates),
@@ -61,29 +60,40 @@ def read_content(metadata: Mapping[str, str]) -> Content | None:
     """None where the fields are gone. Raises MagiCaptureError for a newer format and for fields that make no sense."""
     if "magicapture.tokens" not in metadata:
         return None
-    number = metadata.get("magicapture.format", "")
-    if not re.fullmatch(r"[1-9][0-9]{0,8}", number):
-        raise MagiCaptureError(f"magicapture.format is {number[:20]!r}, which is no number: the file is damaged")
-    if int(number) > FORMAT:
-        raise MagiCaptureError(f"written in format {number}, this MagiCapture reads up to {FORMAT}: update the pack")
-    templates = _read_json(metadata, "magicapture.templates", dict)
-    rank_split = _read_json(metadata, "magicapture.rank_split", dict)
+    check_format(metadata)
+    templates = read_json(metadata, "magicapture.templates", dict)
+    rank_split = read_json(metadata, "magicapture.rank_split", dict)
     if not all(
         isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in templates.values()
     ):
         raise MagiCaptureError("magicapture.templates is damaged: not lists of text")
     if not all(type(share) is int for share in rank_split.values()):
         raise MagiCaptureError("magicapture.rank_split is damaged: not whole numbers")
-    tokens = tuple(_read_token(entry) for entry in _read_json(metadata, "magicapture.tokens", list))
+    tokens = tuple(_read_token(entry) for entry in read_json(metadata, "magicapture.tokens", list))
     return Content(
         tokens=check_tokens(tokens),
-        config=_read_json(metadata, "magicapture.config", dict),
+        config=read_json(metadata, "magicapture.config", dict),
         templates=templates,
         rank_split=rank_split,
     )
 
 
-def _read_json(metadata: Mapping[str, str], field: str, kind: type) -> Any:
+def write_format() -> dict[str, str]:
+    """What every file of ours says, whatever it holds."""
+    return {"magicapture.format": str(FORMAT), "magicapture.library_version": __version__}
+
+
+def check_format(metadata: Mapping[str, str]) -> None:
+    """Raises MagiCaptureError for a newer format."""
+    number = metadata.get("magicapture.format", "")
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", number):
+        raise MagiCaptureError(f"magicapture.format is {number[:20]!r}, which is no number: the file is damaged")
+    if int(number) > FORMAT:
+        raise MagiCaptureError(f"written in format {number}, this MagiCapture reads up to {FORMAT}: update the pack")
+
+
+def read_json(metadata: Mapping[str, str], field: str, kind: type) -> Any:
+    """The value of a field, an empty one where there is none. Raises MagiCaptureError for one of another kind."""
     try:
         value = json.loads(metadata.get(field, json.dumps(kind())))
     except (ValueError, RecursionError):
@@ -151,7 +161,7 @@ def decode_vectors(text: str, count: int) -> Tensor:
 
 
 def modelspec(architecture: str, adapter: str, title: str, config: Mapping[str, Any]) -> dict[str, str]:
-    """The Stability AI model specification, as kohya's scripts write it. adapter: lora or textual-inversion."""
+    """The Stability AI model specification, as kohya's scripts write it. adapter: lora, textual-inversion or ours."""
     side = config.get("resolution", NATIVE.get(architecture, (0, 512))[1])
     return {
         "modelspec.sai_model_spec": "1.0.1",

@@ -6,44 +6,48 @@ alone, not on how many are made with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from . import kohya, lora, tokens
-from .attention import capture
+from .attention import capture, split_contexts
 from .prompts import COMPOSED_PROMPT, fill_prompt
-from .tokens import Vocabulary
+from .tokens import Vocabulary, stage_of
 from .types import MagiCaptureError
 
 if TYPE_CHECKING:
     from .artifact import Artifact
     from .backbone import Backbone
     from .heatmaps import AttentionRecord
+    from .sefi.identity import SefiIdentity
 
 
 @contextmanager
-def applied(backbone: Backbone, artifact: Artifact | None, strength: float = 1.0) -> Iterator[Vocabulary]:
-    """The artifact's words and LoRA act on the backbone inside the block; yields its vocabulary.
+def applied(
+    backbone: Backbone, artifact: Artifact | None, strength: float = 1.0, identities: Sequence[SefiIdentity] = ()
+) -> Iterator[Vocabulary]:
+    """The artifact's words and LoRA, and the identities' words, act on the backbone inside the block; yields its
+    vocabulary.
 
-    Raises MagiCaptureError when the artifact was trained for another kind of model.
+    Raises MagiCaptureError when one of them was trained for another kind of model.
     """
-    if artifact is None:
-        yield Vocabulary.of(backbone.tokenizer, [])
-        return
-    if artifact.architecture != backbone.architecture:
-        raise MagiCaptureError(
-            f"{artifact.name} was trained for {artifact.architecture}, this model is {backbone.architecture}: "
-            "load the kind of checkpoint it was trained with"
-        )
+    for made in (artifact, *identities):
+        if made is not None and made.architecture != backbone.architecture:
+            raise MagiCaptureError(
+                f"{made.name} was trained for {made.architecture}, this model is {backbone.architecture}: "
+                "load the kind of checkpoint it was trained with"
+            )
+    words = [*(artifact.tokens if artifact else ()), *(identity.token for identity in identities)]
+    layers = artifact.lora if artifact else {}
     with ExitStack() as stack:
         for model, prefix in ((backbone.unet, kohya.UNET), (backbone.text_encoder, kohya.TEXT_ENCODER)):
-            stack.enter_context(lora.applied(model, kohya.from_kohya(artifact.lora, prefix, model), strength))
-        stack.enter_context(tokens.injected(backbone.text_encoder, artifact.tokens))
-        yield Vocabulary.of(backbone.tokenizer, artifact.tokens)
+            stack.enter_context(lora.applied(model, kohya.from_kohya(layers, prefix, model), strength))
+        stack.enter_context(tokens.injected(backbone.text_encoder, words))
+        yield Vocabulary.of(backbone.tokenizer, words)
 
 
 def generate(
@@ -51,10 +55,11 @@ def generate(
     artifact: Artifact | None,
     prompt: str = COMPOSED_PROMPT,
     strength: float = 1.0,
+    identities: Sequence[SefiIdentity] = (),
     **options: Any,
 ) -> Tensor:
     """Pictures of a prompt that may hold `{subject}` and `{style}`: [B,3,H,W] in 0..1. Options as for `sample`."""
-    with applied(backbone, artifact, strength) as vocabulary:
+    with applied(backbone, artifact, strength, identities) as vocabulary:
         return sample(backbone, vocabulary, fill_prompt(prompt, artifact), **options)
 
 
@@ -87,14 +92,14 @@ def sample(
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed + i)) for i in range(num_images)]
     latents = torch.stack(noise).to(unet.device) * scheduler.init_noise_sigma
 
-    input_ids = vocabulary.encode([negative_prompt, prompt])
-    prompt_embeds = encode_prompt(backbone, input_ids).repeat_interleave(num_images, 0)
-    columns = None if record is None else record_columns(vocabulary, input_ids, record, num_images)
+    embeds = PromptEmbeds(backbone, vocabulary, [negative_prompt, prompt])
+    columns = None if record is None else record_columns(vocabulary, embeds.prompts, record, num_images)
     for step, timestep in enumerate(scheduler.timesteps):
         doubled = torch.cat([latents, latents]).to(unet.dtype)
-        with nullcontext({}) if columns is None else capture(unet, columns) as maps:
+        prompt_embeds = embeds.at(int(timestep)).repeat_interleave(num_images, 0)
+        with split_contexts(unet) if columns is None else capture(unet, columns) as maps:
             noise_pred = unet(doubled, timestep, prompt_embeds).sample.float()
-        if record is not None:
+        if record is not None and maps is not None:
             record.add(step, num_steps, [probs[num_images:] for probs in maps.values()])
         negative, positive = noise_pred.chunk(2)
         latents = scheduler.step(negative + guidance * (positive - negative), timestep, latents).prev_sample
@@ -107,8 +112,31 @@ def encode_prompt(backbone: Backbone, input_ids: Tensor) -> Tensor:
     return backbone.text_encoder(input_ids.to(backbone.text_encoder.device)).last_hidden_state
 
 
-def record_columns(vocabulary: Vocabulary, input_ids: Tensor, record: AttentionRecord, num_images: int) -> Tensor:
-    """[2B,K,T] averaging weights for a guided pass: none for the negative half, each word's places for the positive."""
+class PromptEmbeds:
+    """Prompts in the text encoder's words, at any timestep; each stage of the words is encoded once."""
+
+    def __init__(self, backbone: Backbone, vocabulary: Vocabulary, prompts: Sequence[str]) -> None:
+        self.backbone, self.vocabulary, self.prompts = backbone, vocabulary, prompts
+        self._known: dict[tuple[int, ...], Tensor] = {}
+
+    def at(self, timestep: int) -> Tensor:
+        """[B,T,C]; with words that have stages [B,2,T,C], the prompts of the keys and those of the values."""
+        stages = tuple(stage_of(timestep, num_stages) for num_stages in self.vocabulary.staged.values())
+        if stages not in self._known:
+            sides = [encode_prompt(self.backbone, side.encode(self.prompts)) for side in self.vocabulary.at(timestep)]
+            self._known[stages] = torch.stack(sides, 1) if stages else sides[0]
+        return self._known[stages]
+
+
+def record_columns(
+    vocabulary: Vocabulary, prompts: Sequence[str], record: AttentionRecord, num_images: int
+) -> Tensor:
+    """[2B,K,T] averaging weights for a guided pass: none for the negative half, each word's places for the positive.
+
+    prompts: the negative and the positive one. A word with stages has the same places at all of them.
+    """
+    vocabulary, _ = vocabulary.at(0)
+    input_ids = vocabulary.encode(prompts)
     columns = torch.stack([vocabulary.columns(input_ids, word) for word in record.words], 1)
     missing = [word for word, found in zip(record.words, columns[1].sum(-1), strict=True) if not found]
     if missing:

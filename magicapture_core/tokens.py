@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,35 +18,50 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import TokenConfig
+from .diffusion import NUM_TIMESTEPS
 from .types import MagiCaptureError, Token
 
 RANDOM_INIT_STD = 0.017  # of an embedding without a word to start from (the authors' code)
 
 
-class ExtendedEmbedding(nn.Module):
-    """A frozen table of V rows, and one trainable parameter [n,C] per learned word beside it."""
+class Rows(nn.Module):
+    """One trainable parameter [n,C] per learned word; called, all of them [N,C]."""
 
-    def __init__(self, base: nn.Embedding, tokens: Sequence[Token]) -> None:
+    def __init__(self, tokens: Sequence[Token], device: torch.device) -> None:
         super().__init__()
-        self.base = base
-        self.rows = nn.ParameterList(
-            nn.Parameter(token.vectors.detach().to(base.weight.device, torch.float32, copy=True)) for token in tokens
+        self.words = nn.ParameterList(
+            nn.Parameter(token.vectors.detach().to(device, torch.float32, copy=True)) for token in tokens
         )
+
+    def forward(self) -> Tensor:
+        return torch.cat(list(self.words))
+
+
+class ExtendedEmbedding(nn.Module):
+    """A frozen table of V rows, and beside it the learned ones: what `learned` gives when it is called, [N,C]."""
+
+    def __init__(self, base: nn.Embedding, learned: nn.Module) -> None:
+        super().__init__()
+        self.base, self.learned = base, learned
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """input_ids [B,T], those below 0 being learned: -1 is the first row -> [B,T,C] in the table's dtype."""
         old = self.base(input_ids.clamp(min=0))
         # looked up, not indexed: on several threads the gradient of an index is added up in any order
-        learned = F.embedding((-1 - input_ids).clamp(min=0), torch.cat(list(self.rows)))
+        learned = F.embedding((-1 - input_ids).clamp(min=0), self.learned())
         return torch.where((input_ids < 0)[..., None], learned.to(old.dtype), old)
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokenizer together with the learned words: placeholder -> its consecutive ids."""
+    """The tokenizer together with the learned words: placeholder -> its consecutive ids.
+
+    staged: placeholder -> its number of stages, of those words that have some; `at` says which they are at a timestep.
+    """
 
     tokenizer: Any  # transformers' CLIPTokenizer, slow or fast, of any version
     placeholders: Mapping[str, tuple[int, ...]]
+    staged: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, tokenizer: Any, tokens: Sequence[Token]) -> Vocabulary:
@@ -57,7 +72,18 @@ class Vocabulary:
                 raise MagiCaptureError(f"two learned words are both called {token.placeholder}: rename one")
             placeholders[token.placeholder] = tuple(range(next_id, next_id - len(token.vectors), -1))
             next_id -= len(token.vectors)
-        return cls(tokenizer, placeholders)
+        return cls(tokenizer, placeholders, {token.placeholder: token.num_stages for token in tokens if token.num_stages})
+
+    def at(self, timestep: int) -> tuple[Vocabulary, Vocabulary]:
+        """The words as the keys of cross-attention see them at a timestep, and as its values do; none has stages."""
+        stages = {word: stage_of(timestep, num_stages) for word, num_stages in self.staged.items()}
+        keys, values = (
+            {word: (self.placeholders[word][2 * stage + role],) for word, stage in stages.items()} for role in (0, 1)
+        )
+        return (
+            Vocabulary(self.tokenizer, {**self.placeholders, **keys}),
+            Vocabulary(self.tokenizer, {**self.placeholders, **values}),
+        )
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Prompts -> input_ids [B,T]: start, text, end, padding, cut to T as the text encoder wants it."""
@@ -90,6 +116,11 @@ class Vocabulary:
         return found / found.sum(1, keepdim=True).clamp(min=1)
 
 
+def stage_of(timestep: int, num_stages: int) -> int:
+    """The stage i = floor(t S / 1000) of S, 0 for the least noise; timesteps 0..999."""
+    return timestep * num_stages // NUM_TIMESTEPS
+
+
 def initial_token(name: str, config: TokenConfig, tokenizer: Any, table: Tensor, generator: torch.Generator) -> Token:
     """The word before training: every vector starts from the initializer's embedding, or from N(0, 0.017^2).
 
@@ -117,17 +148,24 @@ def initial_tokens(
 
 @contextmanager
 def injected(text_encoder: nn.Module, tokens: Sequence[Token]) -> Iterator[list[nn.Parameter]]:
-    """The text encoder knows the tokens inside the block; yields their trainable rows, one [n,C] a token.
+    """The text encoder knows the tokens inside the block; yields their trainable rows, one [n,C] a token."""
+    if not tokens:
+        yield []
+        return
+    rows = Rows(tokens, text_encoder.get_input_embeddings().weight.device)  # pyright: ignore[reportCallIssue]
+    with extended(text_encoder, rows):
+        yield list(rows.words)
+
+
+@contextmanager
+def extended(text_encoder: nn.Module, learned: nn.Module) -> Iterator[None]:
+    """Inside the block the ids below 0 are the rows [N,C] that `learned()` gives, with their gradient.
 
     On leaving, the module is what it was: the same embedding object, the same weights.
     """
     base: nn.Embedding = text_encoder.get_input_embeddings()  # pyright: ignore[reportCallIssue, reportAssignmentType]
-    if not tokens:
-        yield []
-        return
-    extended = ExtendedEmbedding(base, tokens)
-    text_encoder.set_input_embeddings(extended)  # pyright: ignore[reportCallIssue]
+    text_encoder.set_input_embeddings(ExtendedEmbedding(base, learned))  # pyright: ignore[reportCallIssue]
     try:
-        yield list(extended.rows)
+        yield
     finally:
         text_encoder.set_input_embeddings(base)  # pyright: ignore[reportCallIssue]

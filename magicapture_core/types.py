@@ -99,12 +99,17 @@ class PhotoNote:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Token:
-    """A learned word. vectors: [n,C] fp32; `placeholder` is how it is written in prompts, `name` the concept."""
+    """A learned word. vectors: [n,C] fp32; `placeholder` is how it is written in prompts, `name` the concept.
+
+    num_stages: 0 for a word that is the same at every noise level and reads as all its vectors. S for one that is
+    another at each of S stages: its 2 S vectors are in turn a stage's word for the keys, and that for the values.
+    """
 
     name: str
     placeholder: str
     initializer: str
     vectors: Tensor
+    num_stages: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

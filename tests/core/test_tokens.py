@@ -4,7 +4,7 @@ from torch import nn
 
 from magicapture_core.backbone import tiny
 from magicapture_core.config import TokenConfig
-from magicapture_core.tokens import ExtendedEmbedding, Vocabulary, initial_token, injected
+from magicapture_core.tokens import ExtendedEmbedding, Rows, Vocabulary, initial_token, injected
 from magicapture_core.types import MagiCaptureError, Token
 
 
@@ -93,7 +93,7 @@ def test_gradients_reach_the_rows_and_nothing_else(backbone, two_tokens):
         assert rows[0].grad.abs().sum() > 0
         assert rows[1].grad is not None
         assert rows[1].grad.abs().sum() == 0  # not in the prompt
-        assert all(p.grad is None for name, p in backbone.text_encoder.named_parameters() if ".rows." not in name)
+        assert all(p.grad is None for name, p in backbone.text_encoder.named_parameters() if ".learned." not in name)
 
 
 def test_an_initializer_of_several_tokens_is_refused(backbone):
@@ -112,13 +112,13 @@ def test_two_words_of_one_name_are_refused(backbone):
 def test_the_gradient_of_a_word_is_the_same_bits_on_several_threads():
     """A word that stands in many places: its gradient is a long sum, and must always be added up in one order."""
     tokens = [Token(name="subject", placeholder="<a>", initializer="", vectors=torch.randn(2, 256))]
-    extended = ExtendedEmbedding(nn.Embedding(8, 256).requires_grad_(False), tokens)
+    extended = ExtendedEmbedding(nn.Embedding(8, 256).requires_grad_(False), Rows(tokens, torch.device("cpu")))
     input_ids = torch.randint(-2, 8, (16, 77), generator=torch.Generator().manual_seed(0))
     weights = torch.randn(16, 77, 256, generator=torch.Generator().manual_seed(1))
     threads = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
-        gradients = [torch.autograd.grad((extended(input_ids) * weights).sum(), [*extended.rows])[0] for _ in range(50)]
+        gradients = [torch.autograd.grad((extended(input_ids) * weights).sum(), [*extended.learned.words])[0] for _ in range(50)]
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
