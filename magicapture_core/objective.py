@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -44,6 +44,11 @@ class Terms(NamedTuple, Generic[T]):
     def weighed(self, weights: Terms[float]) -> T:
         """Eq. 10: the weighed sum."""
         return sum(weight * term for weight, term in zip(weights, self, strict=True))  # pyright: ignore[reportReturnType]
+
+
+def autocast(unet: Any) -> torch.autocast:
+    """Products in the UNet's own precision, where that is not fp32; what is trained stays in fp32."""
+    return torch.autocast(unet.device.type, unet.dtype, enabled=unet.dtype != torch.float32)
 
 
 class Objective:
@@ -85,7 +90,7 @@ class Objective:
         with ExitStack() as inside:
             self._open_gates(columns, inside)
             columns = columns.to(self.device)  # all that is moved is moved before the UNet: it would wait for it
-            with self._autocast():
+            with autocast(self.backbone.unet):
                 prompt_embeds = self._prompt_embeds(batch.prompts)
             base_pred = self._predict_without_lora(noisy_latents, timesteps, prompt_embeds) if weights.prior else None
             maps = inside.enter_context(capture(self.backbone.unet, columns, {grid})) if weights.attention else {}
@@ -124,12 +129,8 @@ class Objective:
         return torch.stack([self._columns[item] for item in items])
 
     def _predict_noise(self, noisy_latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
-        with self._autocast():
+        with autocast(self.backbone.unet):
             return self.backbone.unet(noisy_latents, timesteps, prompt_embeds).sample
-
-    def _autocast(self) -> torch.autocast:
-        dtype = self.backbone.unet.dtype
-        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
     @torch.no_grad()
     def _predict_without_lora(self, noisy_latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:

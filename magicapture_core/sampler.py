@@ -128,9 +128,7 @@ class PromptEmbeds:
         return self._known[stages]
 
 
-def record_columns(
-    vocabulary: Vocabulary, prompts: Sequence[str], record: AttentionRecord, num_images: int
-) -> Tensor:
+def record_columns(vocabulary: Vocabulary, prompts: Sequence[str], record: AttentionRecord, num_images: int) -> Tensor:
     """[2B,K,T] averaging weights for a guided pass: none for the negative half, each word's places for the positive.
 
     prompts: the negative and the positive one. A word with stages has the same places at all of them.

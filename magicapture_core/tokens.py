@@ -72,7 +72,9 @@ class Vocabulary:
                 raise MagiCaptureError(f"two learned words are both called {token.placeholder}: rename one")
             placeholders[token.placeholder] = tuple(range(next_id, next_id - len(token.vectors), -1))
             next_id -= len(token.vectors)
-        return cls(tokenizer, placeholders, {token.placeholder: token.num_stages for token in tokens if token.num_stages})
+        return cls(
+            tokenizer, placeholders, {token.placeholder: token.num_stages for token in tokens if token.num_stages}
+        )
 
     def at(self, timestep: int) -> tuple[Vocabulary, Vocabulary]:
         """The words as the keys of cross-attention see them at a timestep, and as its values do; none has stages."""

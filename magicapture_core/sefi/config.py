@@ -43,8 +43,8 @@ class SefiConfig(Settings):
     )
     parts: Literal["block", "vectors"] = Field(
         default="block",
-        description="What is trained: block makes all vectors out of the plain word by a small self-attention block, as "
-        "the paper does; vectors moves them one by one.",
+        description="What is trained: block makes all vectors out of the plain word by a small self-attention block, "
+        "as the paper does; vectors moves them one by one.",
     )
     key_value_split: bool = Field(
         default=True,

@@ -118,7 +118,9 @@ def test_the_gradient_of_a_word_is_the_same_bits_on_several_threads():
     threads = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
-        gradients = [torch.autograd.grad((extended(input_ids) * weights).sum(), [*extended.learned.words])[0] for _ in range(50)]
+        gradients = [
+            torch.autograd.grad((extended(input_ids) * weights).sum(), [*extended.learned.words])[0] for _ in range(50)
+        ]
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
