@@ -31,7 +31,7 @@ class SefiIdentity:
 
     stages: [S,2,C] fp32, of each stage the word that the keys and the one that the values of cross-attention see;
     stage i rules the timesteps from 1000 i / S on, so that the first has the least noise. placeholder: how it is
-    written in prompts. initializer: the plain word in whose place it stands. template: the sentence of its training, with
+    written in prompts. initializer: the plain word in whose place it stands. template: the training's sentence, with
     `{person}`. config: the SefiConfig as it was, for information. metadata: whatever else a file said.
     """
 
