@@ -46,7 +46,7 @@ def tree_paths(text: str) -> set[str]:
 
 def modules() -> set[str]:
     folders = (PACK / "magicapture_core", PACK / "nodes")
-    return {f"{folder.name}/{path.name}" for folder in folders for path in folder.glob("*.py")}
+    return {path.relative_to(PACK).as_posix() for folder in folders for path in folder.rglob("*.py")}
 
 
 def top_level() -> set[str]:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from magicapture_core import lora
-from magicapture_core.attention import capture, token_probs
+from magicapture_core.attention import capture, split_contexts, token_probs
 from magicapture_core.backbone import tiny
 from magicapture_core.config import LoraConfig
 from magicapture_core.losses import attention_refocusing
@@ -97,3 +97,36 @@ def test_the_attention_loss_alone_reaches_to_q_and_to_k_with_checkpointing_on(un
             assert with_checkpointing[name] is None
         else:
             torch.testing.assert_close(with_checkpointing[name], grad)
+
+
+def test_keys_and_values_of_one_prompt_are_ordinary_attention_to_the_bit(unet, inputs):
+    latents, timesteps, prompt_embeds = inputs
+    plain = unet(*inputs).sample
+    with split_contexts(unet):
+        assert torch.equal(unet(*inputs).sample, plain)
+        assert torch.equal(unet(latents, timesteps, torch.stack([prompt_embeds, prompt_embeds], 1)).sample, plain)
+
+
+def test_each_side_of_a_split_context_goes_its_own_way(unet, inputs):
+    """With queries and keys of one prompt and values of another: what the layers compute by hand."""
+    latents, timesteps, of_keys = inputs
+    of_values = of_keys.flip(0)
+    seen = []
+
+    def check(attn, args, kwargs, output):
+        query, key, value = (
+            layer.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for layer in (attn.to_q(args[0]), attn.to_k(of_keys), attn.to_v(of_values))
+        )
+        mixed = (query @ key.mT * query.shape[-1] ** -0.5).softmax(-1) @ value
+        torch.testing.assert_close(attn.to_out[0](mixed.transpose(1, 2).flatten(2)), output, atol=1e-5, rtol=1e-4)
+        seen.append(attn)
+
+    hooks = [
+        module.register_forward_hook(check, with_kwargs=True)
+        for name, module in unet.named_modules()
+        if name.endswith("attn2")
+    ]
+    with torch.no_grad(), split_contexts(unet):
+        unet(latents, timesteps, torch.stack([of_keys, of_values], 1))
+    assert len(seen) == len(hooks)

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from magicapture_core.losses import attention_refocusing, identity, masked_reconstruction, scale_to_unit
+from magicapture_core.losses import (
+    attention_refocusing,
+    identity,
+    masked_reconstruction,
+    reference_attention,
+    scale_to_unit,
+)
 
 
 def test_masked_reconstruction_by_hand():
@@ -80,3 +86,27 @@ def test_identity_by_hand():
     target = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.6, 0.8]])
     pred_embeds = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-0.6, -0.8]])
     assert identity(pred_embeds, target).tolist() == pytest.approx([0, 1, 2])
+
+
+def test_reference_attention_by_hand():
+    """Two heads of 2 pixels x 2 tokens: 4 x 0.1^2 in the first and 2 x 0.3^2 in the second, so 0.11 on average."""
+    reference = torch.tensor([[[0.5, 0.5], [0.2, 0.8]], [[1.0, 0.0], [0.4, 0.6]]])[None]
+    moved = torch.tensor([[[0.1, -0.1], [-0.1, 0.1]], [[-0.3, 0.3], [0.0, 0.0]]])[None]
+    target = (reference + moved).requires_grad_()
+    reference.requires_grad_()
+    loss = reference_attention(target, reference)
+    torch.testing.assert_close(loss, torch.tensor([0.11]))
+    loss.sum().backward()
+    assert reference.grad is None
+    torch.testing.assert_close(target.grad, moved)  # 2 x the difference, halved by the mean over two heads
+    layers = torch.stack([target, reference], 1)  # a second layer without any difference
+    torch.testing.assert_close(reference_attention(layers, torch.stack([reference] * 2, 1)), torch.tensor([0.055]))
+
+
+def test_the_sum_is_not_the_mean_which_would_do_nothing():
+    """At 32 x 32 pixels and 77 tokens they are 78 848 apart: at the paper's weight of 0.003 some 1e-6 would be left."""
+    generator = torch.Generator().manual_seed(0)
+    target, reference = (torch.randn(1, 1, 1024, 77, generator=generator).softmax(-1) for _ in range(2))
+    mean = (target - reference).square().mean()
+    torch.testing.assert_close(reference_attention(target, reference)[0], mean * 1024 * 77)
+    assert 0.003 * mean < 1e-5

@@ -8,6 +8,7 @@ from magicapture_core import kohya, lora, sampler
 from magicapture_core.backbone import tiny
 from magicapture_core.config import LoraConfig
 from magicapture_core.heatmaps import AttentionRecord
+from magicapture_core.sefi.identity import SefiIdentity
 from magicapture_core.types import LoraLayer, MagiCaptureError, Token
 from tests.small import same, weights
 
@@ -114,3 +115,70 @@ def test_diffusers_loads_our_keys_and_its_unet_gives_the_same(backbone, artifact
         theirs, untouched = other(*inputs).sample, backbone.unet(*inputs).sample
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(ours, untouched, atol=1e-2)
+
+
+def identity_of(backbone, stages, placeholder="<person>"):
+    return SefiIdentity(
+        name="ada",
+        architecture=backbone.architecture,
+        placeholder=placeholder,
+        initializer="person",
+        stages=stages,
+        template="a photo of the face of {person}",
+    )
+
+
+def stages_of(backbone, count=5, seed=0):
+    return torch.randn(count, 2, backbone.prompt_dim, generator=torch.Generator().manual_seed(seed)) * 0.1
+
+
+def test_an_identity_that_is_the_same_everywhere_is_an_ordinary_word_to_the_bit(backbone, artifact):
+    row = stages_of(backbone)[:1, :1]
+    identity = identity_of(backbone, row.expand(5, 2, -1))
+    word = dataclasses.replace(artifact.tokens[0], placeholder="<person>", vectors=row[0])
+    ordinary = dataclasses.replace(artifact, tokens=(word,), lora={})
+    prompt = "a photo of <person> wearing glasses"
+    pictures = [
+        sampler.generate(backbone, None, prompt, identities=[identity], num_steps=5),
+        sampler.generate(backbone, ordinary, prompt, num_steps=5),
+    ]
+    assert torch.equal(*pictures)
+
+
+def test_a_stage_acts_in_its_own_interval_alone(backbone):
+    stages = stages_of(backbone)
+    changed = stages.clone()
+    changed[3] += 0.1
+    seen = []
+    for value in (stages, changed):
+        contexts = {}
+
+        def keep(_unet, args, contexts=contexts):
+            contexts[int(args[1])] = args[2]
+
+        with backbone.unet.register_forward_pre_hook(keep):
+            sampler.generate(backbone, None, "a <person>", identities=[identity_of(backbone, value)], num_steps=20)
+        seen.append(contexts)
+    differ = {timestep for timestep in seen[0] if not torch.equal(seen[0][timestep], seen[1][timestep])}
+    assert differ == {timestep for timestep in seen[0] if 600 <= timestep < 800}
+    assert differ
+
+
+def test_several_identities_and_a_lora_go_together(backbone, artifact):
+    people = [
+        identity_of(backbone, stages_of(backbone, 5, 1), "<a>"),
+        identity_of(backbone, stages_of(backbone, 3, 2), "<b>"),
+    ]
+    prompt = "a photo of <a> and <b> in the {style} style"
+    record = AttentionRecord(["<a>", "<b>", "<style>"])
+    both = sampler.generate(backbone, artifact, prompt, identities=people, num_steps=3, record=record)
+    swapped = [dataclasses.replace(people[0], placeholder="<b>"), dataclasses.replace(people[1], placeholder="<a>")]
+    other = sampler.generate(backbone, artifact, prompt, identities=swapped, num_steps=3)
+    assert torch.equal(
+        both,
+        sampler.generate(
+            backbone, artifact, "a photo of <b> and <a> in the {style} style", identities=swapped, num_steps=3
+        ),
+    )
+    assert not torch.allclose(both, other, atol=0.01)
+    assert record.heatmap("<b>", (64, 64)).any()

@@ -4,7 +4,7 @@ from torch import nn
 
 from magicapture_core.backbone import tiny
 from magicapture_core.config import TokenConfig
-from magicapture_core.tokens import ExtendedEmbedding, Rows, Vocabulary, initial_token, injected
+from magicapture_core.tokens import ExtendedEmbedding, Rows, Vocabulary, initial_token, injected, stage_of
 from magicapture_core.types import MagiCaptureError, Token
 
 
@@ -112,15 +112,32 @@ def test_two_words_of_one_name_are_refused(backbone):
 def test_the_gradient_of_a_word_is_the_same_bits_on_several_threads():
     """A word that stands in many places: its gradient is a long sum, and must always be added up in one order."""
     tokens = [Token(name="subject", placeholder="<a>", initializer="", vectors=torch.randn(2, 256))]
-    extended = ExtendedEmbedding(nn.Embedding(8, 256).requires_grad_(False), Rows(tokens, torch.device("cpu")))
+    rows = Rows(tokens, torch.device("cpu"))
+    extended = ExtendedEmbedding(nn.Embedding(8, 256).requires_grad_(False), rows)
     input_ids = torch.randint(-2, 8, (16, 77), generator=torch.Generator().manual_seed(0))
     weights = torch.randn(16, 77, 256, generator=torch.Generator().manual_seed(1))
     threads = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
-        gradients = [
-            torch.autograd.grad((extended(input_ids) * weights).sum(), [*extended.learned.words])[0] for _ in range(50)
-        ]
+        gradients = [torch.autograd.grad((extended(input_ids) * weights).sum(), [*rows.words])[0] for _ in range(50)]
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
+
+
+def test_stages_are_equal_intervals_from_the_least_noise_on():
+    assert [stage_of(timestep, 5) for timestep in (0, 199, 200, 599, 600, 799, 800, 999)] == [0, 0, 1, 2, 3, 3, 4, 4]
+    assert {stage_of(timestep, 1) for timestep in range(1000)} == {0}
+    assert [sum(stage_of(t, 3) == stage for t in range(1000)) for stage in range(3)] == [334, 333, 333]
+
+
+def test_a_word_with_stages_is_one_id_for_the_keys_and_one_for_the_values(backbone):
+    dim = backbone.prompt_dim
+    words = [
+        Token(name="subject", placeholder="<a>", initializer="", vectors=torch.zeros(1, dim)),
+        Token(name="subject", placeholder="<b>", initializer="", vectors=torch.zeros(10, dim), num_stages=5),
+        Token(name="subject", placeholder="<c>", initializer="", vectors=torch.zeros(2, dim), num_stages=1),
+    ]
+    vocabulary = Vocabulary.of(backbone.tokenizer, words)
+    ids = [[side.encode(["<a> <b> <c>"])[0, 1:4].tolist() for side in vocabulary.at(t)] for t in (0, 650)]
+    assert ids == [[[-1, -2, -12], [-1, -3, -13]], [[-1, -8, -12], [-1, -9, -13]]]
