@@ -1,23 +1,18 @@
-"""What a run will cost, found by doing a little of it: one pass of phase 2 that is thrown away."""
+"""What a run will cost, found by doing a little of it: one pass of its last phase that is thrown away."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .config import TrainConfig
-from .dataset import Batch, Dataset, step_items
 from .optimizers import STATE_BYTES
-from .trainer import open_run
-
-if TYPE_CHECKING:
-    from .backbone import Backbone
+from .run import Batch, TrainingRun
 
 STEPS_LOOKED_AT = 20  # for one that asks for a likeness: one in a few does, where any does
 BYTES_PER_TRAINABLE = 8  # the weight and its gradient; what the optimizer keeps comes on top
@@ -25,8 +20,8 @@ BYTES_PER_TRAINABLE = 8  # the weight and its gradient; what the optimizer keeps
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """seconds: of one step of phase 2, and of the whole run without its previews. peak_bytes: of device memory, at
-    least."""
+    """seconds: of one step of the last phase, and of the whole run without its previews. peak_bytes: of device memory,
+    at least."""
 
     seconds_per_step: float
     total_seconds: float
@@ -39,48 +34,49 @@ class Estimate:
         )
 
 
-def estimate(backbone: Backbone, dataset: Dataset, config: TrainConfig) -> Estimate:
-    """Times a group of items of phase 2, in which a likeness is asked for where one ever is, after a pass to warm up.
+def estimate(opened: AbstractContextManager[TrainingRun]) -> Estimate:
+    """Times a group of items of the last phase, in which a likeness is asked for where one ever is, after a pass to
+    warm up. opened: a fresh run.
 
-    A run draws by counted randomness, so this cannot disturb it. On a graphics card the peak is measured, elsewhere it
-    is counted: weights, 16 bytes a trained number under AdamW, and the activations that a pass keeps.
+    A run draws by counted randomness, so this cannot disturb another. On a graphics card the peak is measured,
+    elsewhere it is counted: weights, 16 bytes a trained number under AdamW, and the activations that a pass keeps.
     """
-    num_items = {phase: len(step_items(config, phase, 0)) for phase in ("inversion", "tuning")}
-    batches = _a_group(dataset, config)
-    device, kept_bytes = backbone.unet.device, 0
-    with open_run(backbone, dataset, config) as run:
-        run.begin("tuning", {}, midway=False)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        float(run.backward(batches[0], "tuning", share=1.0).sum())  # reading it waits for the device
+    with opened as run:
+        num_items = {phase: len(run.items(phase, 0)) for phase in run.phases}
+        *_, phase = run.phases
+        batches = _a_group(run, phase)
+        parts, kept_bytes = (run.backbone.unet, run.backbone.text_encoder), 0
+        run.begin(phase, {}, midway=False)
+        fixed = [weight for part in parts for weight in part.parameters() if not weight.requires_grad]
+        frozen = sum(weight.numel() * weight.element_size() for weight in fixed)
+        if run.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(run.device)
+        float(run.backward(batches[0], phase, share=1.0).sum())  # reading it waits for the device
         started = time.perf_counter()
         for batch in batches:
             with _kept_bytes() as kept:
-                float(run.backward(batch, "tuning", share=1.0).sum())
+                float(run.backward(batch, phase, share=1.0).sum())
             kept_bytes = max(kept_bytes, sum(kept.values()))
-        seconds = (time.perf_counter() - started) * num_items["tuning"] / sum(len(batch.prompts) for batch in batches)
+        seconds = (time.perf_counter() - started) / sum(len(batch.timesteps) for batch in batches)  # an item
         trainable = sum(parameter.numel() for parameter in run.trainable())
-    parts = (backbone.unet, backbone.text_encoder)
-    frozen = sum(weight.numel() * weight.element_size() for part in parts for weight in part.parameters())
-    remembered = trainable * STATE_BYTES[config.optimizer]  # from the first step on, which this is not
-    counted = frozen + trainable * BYTES_PER_TRAINABLE + remembered + kept_bytes
-    measured = torch.cuda.max_memory_allocated(device) + remembered if device.type == "cuda" else 0
-    share = num_items["inversion"] / num_items["tuning"]
-    return Estimate(
-        seconds_per_step=seconds,
-        total_seconds=seconds * (config.inversion.num_steps * share + config.tuning.num_steps),
-        peak_bytes=measured or counted,
-    )
+        remembered = trainable * STATE_BYTES[run.config.optimizer]  # from the first step on, which this is not
+        counted = frozen + trainable * BYTES_PER_TRAINABLE + remembered + kept_bytes
+        measured = torch.cuda.max_memory_allocated(run.device) + remembered if run.device.type == "cuda" else 0
+        return Estimate(
+            seconds_per_step=seconds * num_items[phase],
+            total_seconds=seconds * sum(run.phases[name] * num_items[name] for name in run.phases),
+            peak_bytes=measured or counted,
+        )
 
 
-def _a_group(dataset: Dataset, config: TrainConfig) -> list[Batch]:
+def _a_group(run: TrainingRun, phase: str) -> list[Batch]:
     """The passes of one item of each task, or of a whole batch where that is more; of the first step that asks for a
     likeness, or else of the first."""
-    size = config.batch_size
-    steps = [step_items(config, "tuning", step) for step in range(STEPS_LOOKED_AT)]
-    group = max(size, len(steps[0]) // config.accumulate)
-    items = next((items for items in steps if dataset.draw(config, items[:group]).identity_items), steps[0])[:group]
-    return [dataset.draw(config, items[start : start + size]) for start in range(0, len(items), size)]
+    size = run.config.batch_size
+    steps = [run.items(phase, step) for step in range(STEPS_LOOKED_AT)]
+    group = max(size, len(steps[0]) // run.config.accumulate)
+    items = next((items for items in steps if run.num_identity(run.draw(items[:group]))), steps[0])[:group]
+    return [run.draw(items[start : start + size]) for start in range(0, len(items), size)]
 
 
 @contextmanager

@@ -10,38 +10,38 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
-from . import artifact as artifacts
-from .artifact import Artifact
 from .class_images import class_nouns
 from .config import TrainConfig
 from .dataset import check_photos
 from .dino import Dino
 from .files import write_atomic
 from .identity import Recogniser
-from .types import Face, LossTerms, MagiCaptureError, Photos
+from .types import Face, LossTerms, MagiCaptureError, Photos, Portraits
 
 if TYPE_CHECKING:
     from .backbone import Backbone
+    from .run import RunConfig
     from .watch import Watch
 
+Made = TypeVar("Made")
 KEY_FORMAT = "4"  # raised when the same inputs would train differently
 TERMS = ("reconstruction", "attention", "identity", "prior", "total")  # a row of the history
 
 
 @dataclass(kw_only=True)
 class Told:
-    """What a run has told so far. history: a row of TERMS for every step. looks: step and likeness of every look at
-    phase 2 that could tell. looked_at: the step of the last look."""
+    """What a run has told so far. history: a row of TERMS for every step. looks: step and likeness of every scored look
+    that could tell. looked_at: the step of the last look."""
 
     history: list[list[float]] = field(default_factory=list)
     looks: list[list[float]] = field(default_factory=list)
@@ -63,8 +63,8 @@ class Told:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """A finished training. files: the LoRA first, then one embedding a learned word. best_files: the same of the most
-    alike step, where that was not the last. resumed_from: the step whose state it went on from, 0 = it began anew."""
+    """A finished training. files: the LoRA or the identity, then its embeddings. best_files: the same of the most alike
+    step, where that was not the last. resumed_from: the step whose state it went on from, 0 = it began anew."""
 
     key: str
     files: list[Path]
@@ -82,7 +82,7 @@ class Kept:
 
     @property
     def samples(self) -> Path:
-        """Folder of the pictures from the composed prompt."""
+        """Folder of the pictures that are to show the person."""
         return self.folder / f"samples-{self.key[:16]}"
 
     def sample(self, step: int) -> Path:
@@ -95,7 +95,7 @@ class Kept:
 
     @property
     def looks(self) -> Path:
-        """Folder of the same beside those of the other prompts, and where the words look."""
+        """Folder of the same beside those of other prompts, and where the words look."""
         return self.folder / f"looks-{self.key[:16]}"
 
     @property
@@ -146,23 +146,23 @@ class Kept:
         """Folder of the untouched model's pictures of the class, for every run of the same model, nouns, seed and
         size."""
         settings = f"{config.seed} {config.resolution} {' '.join(class_nouns(config))}"
-        return self.folder / f"class-{_hash(settings, _weights(backbone))[:16]}"
+        return self.folder / f"class-{_hash(settings, weights(backbone))[:16]}"
 
     @property
     def _candidates(self) -> Path:
         return self.folder / f"candidates-{self.key[:16]}"
 
-    def keep_candidate(self, step: int, artifact: Artifact) -> None:
-        """A folder a step, until the run is over: whichever state a kill leaves, its best is there."""
+    def keep_candidate(self, step: int, save: Callable[[Path], object]) -> None:
+        """A folder a step, until the run is over: whichever state a kill leaves, its best is there. save: into it."""
         folder = self._candidates / f"step-{step:06d}"
         shutil.rmtree(folder, ignore_errors=True)
-        artifacts.save(artifact, folder)
+        save(folder)
 
-    def find_candidate(self, step: int) -> Artifact | None:
-        """None where it is gone or was never whole."""
+    def find_candidate(self, step: int, load: Callable[[Path], Made]) -> Made | None:
+        """None where it is gone or was never whole. load: from its main file."""
         files = sorted((self._candidates / f"step-{step:06d}").glob("*.safetensors"), key=lambda path: len(path.name))
         with suppress(MagiCaptureError):
-            return artifacts.load(files[0]) if files else None  # the LoRA's name is the shortest
+            return load(files[0]) if files else None  # the others' names begin with its own
 
     def drop_work(self) -> None:
         """State and candidates, which only an unfinished run needs, and what a kill left of a state half written."""
@@ -227,12 +227,14 @@ def result_key(
     check_photos(photos, config)
     given = [photos[name] for name in config.concepts]
     tensors = [tensor for portraits in given for tensor in (portraits.images, portraits.masks)]
-    tensors += _weights(backbone)
+    tensors += weights(backbone)
     if backbone.taesd is not None:
         tensors += backbone.taesd.state_dict().values()
-    if recogniser is not None:
-        tensors += recogniser.state_dict().values()
-        tensors += [_landmarks(face) for portraits in given for face in portraits.faces]
+    return key_of(config, [*tensors, *seen_by(recogniser, given)], watch)
+
+
+def key_of(config: RunConfig, tensors: Sequence[Tensor], watch: Watch | None) -> str:
+    """The hash of a training of any method. tensors: photos and weights, in an order of its own."""
     settings = config.model_dump_json(exclude={"batch_size", "gradient_checkpointing"})  # these decide cost alone
     if watch is not None and watch.patience:
         settings += f" {watch.every} {watch.patience}"
@@ -241,11 +243,19 @@ def result_key(
     return _hash(f"{KEY_FORMAT} {settings}", tensors)
 
 
+def seen_by(recogniser: Recogniser | Dino | None, given: Sequence[Portraits]) -> list[Tensor]:
+    """Its weights, and the landmarks that frame the faces for it; nothing without one."""
+    if recogniser is None:
+        return []
+    return [*recogniser.state_dict().values(), *(_landmarks(face) for portraits in given for face in portraits.faces)]
+
+
 def _landmarks(face: Face) -> Tensor:
     return torch.full((5, 2), torch.nan) if face.landmarks is None else face.landmarks
 
 
-def _weights(backbone: Backbone) -> list[Tensor]:
+def weights(backbone: Backbone) -> list[Tensor]:
+    """Of all its parts."""
     parts = (backbone.unet, backbone.text_encoder, backbone.vae)
     return [weight for part in parts for weight in part.state_dict().values()]
 

@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from magicapture_core import artifact, recipe
+from magicapture_core import artifact, fitting, recipe
 from magicapture_core.backbone import tiny
 from tests.small import portraits, small_config
 
@@ -20,7 +20,7 @@ TOUCHES = {"open", "os.chmod", "os.link", "os.mkdir", "os.remove", "os.rename", 
 def train(folder: Path, said: Connection, kill_at: int | None) -> None:
     """Sends ("step", its number) after every step, ("saving", touches so far) before the result is written, and
     ("done", touches) last. A touch is whatever Python does to a file below `folder`; before touch `kill_at` it dies."""
-    recipe.STATE_EVERY = STATE_EVERY
+    fitting.STATE_EVERY = STATE_EVERY
     touches = 0
 
     def touch(event: str, arguments: tuple[Any, ...]) -> None:

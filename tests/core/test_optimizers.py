@@ -150,8 +150,8 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(backbone, dataset, n
 def test_an_estimate_counts_what_the_optimizer_keeps(backbone, dataset):
     pytest.importorskip("prodigyopt")
     config = small_config()
-    ours = estimate(backbone, dataset, config).peak_bytes
-    larger = estimate(backbone, dataset, small_config(optimizer="prodigy")).peak_bytes
+    ours = estimate(open_run(backbone, dataset, config)).peak_bytes
+    larger = estimate(open_run(backbone, dataset, small_config(optimizer="prodigy"))).peak_bytes
     with open_run(backbone, dataset, config) as run:
         run.begin("tuning", {}, midway=False)
         trainable = sum(parameter.numel() for parameter in run.trainable())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from magicapture_core import artifact, recipe
+from magicapture_core import artifact, fitting, recipe
 from magicapture_core.backbone import tiny
 from magicapture_core.images import save_image
 from magicapture_core.kept import Kept, Result, Told, forget, missing_files, result_key
@@ -264,7 +264,7 @@ def test_a_name_that_is_no_file_name_is_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize(("accumulate", "tried"), [(1, [16, 1]), (2, [16, 2, 1])])
-def test_memory_is_halved_from_what_a_step_holds(accumulate, tried):
+def test_memory_is_halved_from_what_a_step_holds(tmp_path, accumulate, tried):
     """One composed item and one of the class, or two of each; phase 1 has as many."""
     sizes, result = [], Result(key="", files=[], told=Told())
 
@@ -276,7 +276,9 @@ def test_memory_is_halved_from_what_a_step_holds(accumulate, tried):
 
     tuning = {"tasks": ("composed",), "class_images": 1}
     config = small_config(tuning=tuning, accumulate=accumulate, batch_size=16, gradient_checkpointing=True)
-    assert recipe.within_memory(attempt, config, lambda text: None) is result
+    sides = {"backbone": tiny(), "photos": {}, "recogniser": None, "kept": Kept(tmp_path, ""), "on_sampling": None}
+    most_items = recipe.MagiCapture(config=config, say=pytest.fail, **sides).most_items
+    assert fitting.within_memory(attempt, config, most_items, "resolution", lambda text: None) is result
     assert sizes == tried
 
 
@@ -326,7 +328,7 @@ def test_the_most_alike_step_has_its_own_sample_for_a_preview(tmp_path):
         save_image(torch.full((3, 8, 8), step / 10), kept.sample(step), "generated")
     made = make_artifact(config=config.model_dump(mode="json"))
     files = list(artifact.save(made, tmp_path))
-    kept.keep_candidate(4, made)
+    kept.keep_candidate(4, lambda folder: artifact.save(made, folder))
     told = Told(looks=[[4, 0.5], [6, 0.2]])
     result = recipe.conclude(
         Result(key=key, files=files, told=told), kept, lambda made: list(artifact.save(made, tmp_path)), pytest.fail

@@ -14,9 +14,9 @@ from magicapture_core.halves import extract
 from magicapture_core.kept import result_key
 from magicapture_core.objective import Terms
 from magicapture_core.prompts import fill_prompt
+from magicapture_core.recipe import prompts_of
 from magicapture_core.trainer import open_run
 from magicapture_core.types import MagiCaptureError, concept_name, side_of
-from magicapture_core.watch import prompts_of
 from tests.small import SmallRecogniser, portraits, small_config
 
 NAMES = ["subject", "subject_2", "style", "style_2"]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from magicapture_core import artifact, recipe
+from magicapture_core import artifact, fitting, recipe
 from magicapture_core.backbone import tiny
 from magicapture_core.dataset import encode
 from magicapture_core.faces import FaceDetector
@@ -67,27 +67,29 @@ def lora_of(files):
 def test_a_look_is_the_same_again_and_leaves_the_run_as_it_is():
     backbone = tiny()
     dataset = encode(backbone, {"subject": SUBJECT, "style": STYLE}, CONFIG, SmallRecogniser())
+    seen = recipe.views(dataset, CONFIG)
     *_, undisturbed = (step.state() for step in train(backbone, dataset, CONFIG))
     for step in train(backbone, dataset, CONFIG):
-        first, again = (Watch(detector=OneFace()).look(step.run, step.step, dataset.likeness) for _ in range(2))
+        first, again = (Watch(detector=OneFace()).look(step.run, seen, step.step, dataset.likeness) for _ in range(2))
         assert torch.equal(first.sheet, again.sheet)
         assert first.likeness == again.likeness
         last = step.state()
     assert same(last, undisturbed)
-    assert first.composed.shape == (3, 64, 64)
+    assert first.sample.shape == (3, 64, 64)
     assert first.sheet.shape[2] > 7 * 64  # three pictures, and four maps: one, one and two words
 
 
 def test_the_likeness_is_the_mean_cosine_to_the_photos():
     backbone, recogniser = tiny(), SmallRecogniser()
     dataset = encode(backbone, {"subject": SUBJECT, "style": STYLE}, CONFIG, recogniser)
+    seen = recipe.views(dataset, CONFIG)
     with closing(train(backbone, dataset, CONFIG)) as steps:
         run = next(steps).run
-        look = Watch(detector=OneFace()).look(run, 1, dataset.likeness)
-        assert Watch(detector=OneFace(until=0)).look(run, 1, dataset.likeness).likeness == 0
-        assert Watch().look(run, 1, dataset.likeness).likeness is None
-        assert Watch(detector=OneFace()).look(run, 1, None).likeness is None
-    embeds = embed_face(recogniser, OneFace(), look.composed)
+        look = Watch(detector=OneFace()).look(run, seen, 1, dataset.likeness)
+        assert Watch(detector=OneFace(until=0)).look(run, seen, 1, dataset.likeness).likeness == 0
+        assert Watch().look(run, seen, 1, dataset.likeness).likeness is None
+        assert Watch(detector=OneFace()).look(run, seen, 1, None).likeness is None
+    embeds = embed_face(recogniser, OneFace(), look.sample)
     assert embeds is not None
     assert dataset.likeness is not None
     assert look.likeness == pytest.approx(float((dataset.likeness.embeddings["subject"] @ embeds[0]).mean()))
@@ -160,7 +162,7 @@ def test_a_stop_forgets_no_look(tmp_path, stop, patience):
 
 def test_a_kill_after_any_look_loses_no_candidate(tmp_path, monkeypatch):
     """The state of step 5 and all that lies beside it after step 6's look: the best of the resumed run is found."""
-    monkeypatch.setattr(recipe, "STATE_EVERY", 5)
+    monkeypatch.setattr(fitting, "STATE_EVERY", 5)
     whole, _ = run(tmp_path / "whole")
 
     def copy(step):

@@ -7,10 +7,10 @@ from contextlib import closing
 import pytest
 import torch
 
-from magicapture_core import recipe
 from magicapture_core.backbone import from_checkpoint, tiny
 from magicapture_core.config import TrainConfig, parse_config
 from magicapture_core.dataset import encode
+from magicapture_core.fitting import resolve_dtype
 from magicapture_core.sampler import generate
 from magicapture_core.trainer import train
 from magicapture_core.types import Portraits
@@ -24,7 +24,7 @@ SIX_GB = 6e9
 def run(config: TrainConfig, device: torch.device, resume=None):
     """The states of a training of the tiny model, identity term included."""
     backbone, recogniser = tiny(), SmallRecogniser()
-    backbone.to(device, recipe.resolve_dtype(config, device))
+    backbone.to(device, resolve_dtype(config, device))
     dataset = encode(backbone, {"subject": portraits(2), "style": portraits(3, seed=1)}, config, recogniser)
     return [step.state() for step in train(backbone, dataset, config, resume)]
 
