@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -16,6 +17,7 @@ from .comfy.trees import find_trees
 FULL_BYTES = 8e9
 SKIPPED = pytest.StashKey[dict[str, tuple[str, int]]]()
 FACTS = pytest.StashKey[list[str]]()
+TRUE_SIZE = "test_true_size.py"  # files whose tests hold gigabytes: they never run side by side
 
 
 def obstacle(tier: str) -> str:
@@ -30,6 +32,16 @@ def obstacle(tier: str) -> str:
     return "" if torch.cuda.is_available() else "no CUDA device"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if is_worker(config):
+        torch.set_num_threads(1)  # the other workers have the other cores
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """Whether this is one of several processes that share the tests (pytest-xdist)."""
+    return hasattr(config, "workerinput")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     skipped = config.stash.setdefault(SKIPPED, {})
     for tier in ("comfy", "page", "full", "gpu"):
@@ -38,6 +50,34 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             skipped[tier] = (reason, len(members))
             for item in members:
                 item.add_marker(pytest.mark.skip(reason=f"{tier} tier: {reason}"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file is one worker's, since its tests share what is dear to make; so are all that hold gigabytes."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return TRUE_SIZE if file.endswith(TRUE_SIZE) else file
+
+    return ByFile(config, log)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """What a worker has to tell travels to the process that prints the summary."""
+    config = session.config
+    if is_worker(config):
+        told = {"facts": config.stash.get(FACTS, []), "skipped": config.stash.get(SKIPPED, {})}
+        config.workeroutput["told"] = told  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    told = getattr(node, "workeroutput", {}).get("told", {"facts": [], "skipped": {}})
+    node.config.stash.setdefault(FACTS, []).extend(told["facts"])
+    node.config.stash.setdefault(SKIPPED, {}).update(told["skipped"])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
