@@ -24,7 +24,7 @@ class LoadMagiCaptureLoRA(io.ComfyNode):
                 *checkpoint_inputs(model="An SD1.5 model.", clip="The CLIP of the same checkpoint."),
                 io.Combo.Input(
                     "lora_name",
-                    options=patching.choices(),
+                    options=patching.LORAS.choices(),
                     tooltip="A file made by Train MagiCapture LoRA; newest = the last one trained.",
                 ),
                 strength_input(
@@ -48,7 +48,7 @@ class LoadMagiCaptureLoRA(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "style_lora_name",
-                    options=[SAME_FILE, *patching.choices()],
+                    options=[SAME_FILE, *patching.LORAS.choices()],
                     default=SAME_FILE,
                     optional=True,
                     tooltip="Take the style, its word and its half of the LoRA, from another file: the person of the "
@@ -67,7 +67,7 @@ class LoadMagiCaptureLoRA(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, lora_name: str, style_lora_name: str = SAME_FILE, **others: Any) -> list[Any]:
         names = [name for name in (lora_name, style_lora_name) if name != SAME_FILE]
-        return [patching.fingerprint(name) for name in names]
+        return [patching.LORAS.fingerprint(name) for name in names]
 
     @classmethod
     def execute(

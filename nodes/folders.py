@@ -14,13 +14,15 @@ MODELS = "magicapture"  # the kind under which face networks are found: models/m
 RECOGNISERS = "face_recognition"  # our own, for other packs register `insightface` with endings that leave .onnx out
 INSIGHTFACE = "insightface"
 VAE_APPROX = "vae_approx"
+IDENTITIES = "sefi_identities"  # of one photo each, from Train SeFi Identity
 OBJECT_FEATURES, DINO = "object_features", "dino"  # the kind, our own too, and its folder
 
 
 def register_models() -> None:
-    """Tells ComfyUI of models/magicapture, next to whatever extra_model_paths.yaml added to the kind; and of the
-    folders in which face recognisers and DINO lie."""
-    folder_paths.add_model_folder_path(MODELS, os.path.join(folder_paths.models_dir, MODELS))
+    """Tells ComfyUI of models/magicapture and models/sefi_identities, next to whatever extra_model_paths.yaml added to
+    the kinds; and of the folders in which face recognisers and DINO lie."""
+    for kind in (MODELS, IDENTITIES):
+        folder_paths.add_model_folder_path(kind, os.path.join(folder_paths.models_dir, kind))
     for folder in (*other_models(INSIGHTFACE), os.path.join(folder_paths.models_dir, RECOGNISERS)):
         folder_paths.add_model_folder_path(RECOGNISERS, str(folder))
     for folder in other_models(DINO):

@@ -2,63 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import folder_paths
 import torch
 
 from ..magicapture_core.kohya import TEXT_ENCODER, UNET
 from ..magicapture_core.types import SD1, MagiCaptureError
-from .folders import digest, embeddings_folders
+from .folders import embeddings_folders
 from .prompting import LearnedTokenizer
+from .shelves import Shelf
 
 if TYPE_CHECKING:
     from ..magicapture_core.artifact import Artifact
+    from ..magicapture_core.sefi.identity import SefiIdentity
 
-NEWEST = "newest"
+Made = TypeVar("Made", "Artifact", "SefiIdentity")
 
-
-def choices() -> list[str]:
-    """What a file widget offers: the newest of ours, or any file of the loras folders."""
-    return [NEWEST, *(name for name in folder_paths.get_filename_list("loras") if name.endswith(".safetensors"))]
-
-
-def find(lora_name: str) -> Path:
-    """The chosen file; `newest` is the last one that this pack has written."""
-    if lora_name != NEWEST:
-        return Path(folder_paths.get_full_path_or_raise("loras", lora_name))
-    newest = next(filter(is_ours, _by_age()), None)
-    if newest is None:
-        raise MagiCaptureError(
-            "there is no MagiCapture LoRA in the loras folder yet: train one with the workflow MagiCapture 1 - Train "
-            "LoRA, or copy a file there"
-        )
-    return newest
-
-
-def is_ours(path: Path) -> bool:
-    """Whether a file of the loras folder says that this pack wrote it; a damaged one, whoever wrote it, does not."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            return "magicapture.format" in (file.metadata() or {})
-    except SafetensorError:
-        return False
-
-
-def fingerprint(lora_name: str) -> list[Any]:
-    """Changes when the chosen file does, or when a newer one appears."""
-    path = find(lora_name)
-    return [digest(str(path), path.stat().st_mtime_ns)]
+LORAS = Shelf(
+    "loras",
+    "there is no MagiCapture LoRA in the loras folder yet: train one with the workflow MagiCapture 1 - Train LoRA, or "
+    "copy a file there",
+)
 
 
 def fingerprint_if_there(lora_name: str) -> list[Any]:
-    """The same for a node that may have an artifact in the file's place, so that the file need not be there."""
+    """Of a LoRA, for a node that may have an artifact in the file's place, so that the file need not be there."""
     try:
-        return fingerprint(lora_name)
+        return LORAS.fingerprint(lora_name)
     except (MagiCaptureError, OSError):
         return []
 
@@ -67,15 +37,16 @@ def load(lora_name: str) -> Artifact:
     """The chosen file as an artifact for SD1.5."""
     from ..magicapture_core import artifact
 
-    return check_architecture(artifact.load(find(lora_name), embeddings_folders()))
+    return check_architecture(artifact.load(LORAS.find(lora_name), embeddings_folders()))
 
 
-def check_architecture(artifact: Artifact) -> Artifact:
-    if artifact.architecture != SD1:
+def check_architecture(made: Made) -> Made:
+    """The same. Raises MagiCaptureError for what was trained on another kind of model."""
+    if made.architecture != SD1:
         raise MagiCaptureError(
-            f"{artifact.name} was trained for {artifact.architecture}, not for SD1.5: train it on an SD1.5 checkpoint"
+            f"{made.name} was trained for {made.architecture}, not for SD1.5: train it on an SD1.5 checkpoint"
         )
-    return artifact
+    return made
 
 
 def attach(artifact: Artifact, model: Any, clip: Any, strength_model: float, strength_clip: float) -> tuple:
@@ -154,9 +125,3 @@ def _down(adapter: Any) -> torch.Tensor:
     from comfy.weight_adapter import LoRAAdapter
 
     return adapter.weights[1].cpu().half().flatten(1) if isinstance(adapter, LoRAAdapter) else torch.zeros(0)
-
-
-def _by_age() -> Iterator[Path]:
-    """LoRA files, the youngest first."""
-    paths = [Path(folder_paths.get_full_path_or_raise("loras", name)) for name in choices()[1:]]
-    yield from sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)

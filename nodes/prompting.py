@@ -8,7 +8,7 @@ are then found in the result and give way to the learned rows. Weights such as (
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -22,9 +22,13 @@ class LearnedTokenizer:
     """A ComfyUI tokenizer that also knows learned words; everything else is the wrapped tokenizer's."""
 
     def __init__(
-        self, tokenizer: Any, words: Mapping[str, Tensor], strengths: Mapping[str, float] = MappingProxyType({})
+        self,
+        tokenizer: Any,
+        words: Mapping[str, Iterable[Tensor]],
+        strengths: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        """words: placeholder -> rows [n,C]. strengths: placeholder -> what its weight in the text is multiplied by.
+        """words: placeholder -> rows [n,C], or n [C]. strengths: placeholder -> what its weight in the text is
+        multiplied by.
 
         Wrapping again adds to what is known, the newest of a name wins.
         """
@@ -62,7 +66,9 @@ def marker(placeholder: str) -> str:
     return "zq" + digest.translate(str.maketrans("0123456789", "ghijklmnop"))
 
 
-def splice(tokenizer: Any, chunks: list[list[Entry]], words: Mapping[str, tuple[Tensor, float]]) -> list[list[Entry]]:
+def splice(
+    tokenizer: Any, chunks: list[list[Entry]], words: Mapping[str, tuple[Iterable[Tensor], float]]
+) -> list[list[Entry]]:
     """Chunks of 77 holding markers -> chunks of 77 holding rows, each as strong as it is said.
 
     tokenizer: ComfyUI's, of one text encoder. words: marker -> rows [n,C] and their strength.

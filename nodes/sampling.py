@@ -44,7 +44,7 @@ def required_sockets(seed: str) -> list[Any]:
         ),
         io.Combo.Input(
             "lora_name",
-            options=patching.choices(),
+            options=patching.LORAS.choices(),
             tooltip="A file made by Train MagiCapture LoRA; newest = the last one trained. Counts only while "
             "no artifact is connected.",
         ),

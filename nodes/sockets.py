@@ -29,6 +29,7 @@ FacesType = io.Custom("MAGICAPTURE_FACES")
 FaceRecognitionType = io.Custom("FACE_RECOGNITION")
 ObjectFeaturesType = io.Custom("OBJECT_FEATURES")
 ConceptsType = io.Custom("MAGICAPTURE_CONCEPTS")
+IdentityType = io.Custom("SEFI_IDENTITY")
 
 SCHEMA_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 

@@ -136,18 +136,18 @@ def check_newest_is_the_last_of_ours(pack):
     patching, core = module(pack, "nodes.patching"), module(pack, "magicapture_core.artifact")
     folder = Path(folder_paths.get_folder_paths("loras")[0])
     first = core.save(random_artifact(pack), folder)[0]
-    seen = patching.fingerprint(patching.NEWEST)
-    assert patching.find(patching.NEWEST) == first
+    seen = patching.LORAS.fingerprint("newest")
+    assert patching.LORAS.find("newest") == first
     time.sleep(0.02)
     second = core.save(random_artifact(pack, seed=1), folder)[0]
     time.sleep(0.02)
     save_file({"x": torch.zeros(1)}, folder / "others.safetensors")
     folder_paths.filename_list_cache.clear()
     assert second != first
-    assert patching.find(patching.NEWEST) == second
-    assert patching.fingerprint(patching.NEWEST) != seen
+    assert patching.LORAS.find("newest") == second
+    assert patching.LORAS.fingerprint("newest") != seen
     assert first.stem not in str(seen), "ComfyUI writes it into every picture that is saved"
-    assert patching.find("others.safetensors").name == "others.safetensors"
+    assert patching.LORAS.find("others.safetensors").name == "others.safetensors"
     loaded = patching.load(first.name)
     assert [token.placeholder for token in loaded.tokens] == ["<subject>", "<style>"]
-    assert {second.name, first.name, "others.safetensors"} <= set(patching.choices())
+    assert {second.name, first.name, "others.safetensors"} <= set(patching.LORAS.choices())
