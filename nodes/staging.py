@@ -150,7 +150,7 @@ def check_prompts(executor: Callable[..., Tensor], *args: Any, **kwargs: Any) ->
             words = ", ".join(word.word for word in prompt.words)
             raise MagiCaptureError(
                 f"positive, negative: a node has mixed the prompt that holds {words} with another, and its stages "
-                "cannot follow; take Conditioning Average out, and join prompts by Conditioning (Combine) or (Concat)"
+                "cannot follow; take Conditioning (Average) out, and join prompts by Conditioning (Combine) or (Concat)"
             )
     return executor(*args, **kwargs)
 
