@@ -191,14 +191,14 @@ def check_words_alike_are_the_plain_word(pack, loaded):
     }
     others, negative = encode(clip, "a garden"), encode(clip, "blurry")
     for name, way in ways.items():
-        for control in (False, True):
+        for control in (False, True) if name in ("alone", "regions") else (False,):
             results = []
             for given in (encode(clip, TEXT), without_stages(encode(clip, TEXT))):
                 pair = (way(given, others), negative)
                 if control:
                     pair = nodes.ControlNetApplyAdvanced().apply_controlnet(*pair, net, picture, 1.0, 0.0, 1.0)
                 with UNetLog(model) as log:
-                    results.append((predictions(model, pair[0], [50, 450, 950], pair[1], 5.0), log.kinds))
+                    results.append((predictions(model, pair[0], [50, 950], pair[1], 5.0), log.kinds))
             (staged, kinds), (plain, plain_kinds) = results
             assert kinds == plain_kinds, name
             assert all(map(torch.equal, staged, plain)), (name, control)
@@ -264,8 +264,8 @@ def check_pictures_of_a_batch_are_those_of_each_alone(pack, loaded):
 
 def check_variants_are_the_words_in_their_place(pack, checkpoint):
     """Weighted, twice in a text, beside another, across the chunk of 77: each as a learned word of its own gives it."""
-    clip = load_fp32(checkpoint)[1]
-    loaded = (load_fp32(checkpoint)[0], clip)
+    loaded = load_fp32(checkpoint)
+    clip = loaded[1]
     first, second = random_identity(pack), random_identity(pack, 1, 3)
     both = applied(pack, applied(pack, loaded, first), second, "<anna>")[1]
     tokenizer = part(pack, "nodes.prompting").LearnedTokenizer
