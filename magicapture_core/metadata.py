@@ -222,8 +222,15 @@ def read_architecture(metadata: Mapping[str, str], tokens: Sequence[Token]) -> s
     width = tokens[0].vectors.shape[1] if tokens else 0
     by_width = next((name for name, (channels, _) in NATIVE.items() if channels == width), "")
     said = metadata.get("modelspec.architecture", by_width).removesuffix("/lora")
-    if not said or (tokens and said in NATIVE and said != by_width):
-        raise MagiCaptureError(
-            f"the learned words have {width} channels, which does not fit {said[:40] or 'any model'}"
-        )
+    if not said or tokens:
+        check_width(said, width)
     return said
+
+
+def check_width(architecture: str, width: int) -> None:
+    """Raises MagiCaptureError where words of so many channels are not that model's, or there is no model at all."""
+    wanted = NATIVE.get(architecture, (width, 0))[0]
+    if not architecture or width != wanted:
+        raise MagiCaptureError(
+            f"the learned words have {width} channels, which does not fit {architecture[:40] or 'any model'}"
+        )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..artifact import SUFFIX, File, check_name, read_file, write_new
 from ..config import PLACEHOLDER_PATTERN
-from ..metadata import check_format, modelspec, read_json, write_format
+from ..metadata import check_format, check_width, modelspec, read_json, write_format
 from ..types import MagiCaptureError, Token
 
 KIND = "sefi-identity"
@@ -105,6 +105,7 @@ def load(path: Path) -> SefiIdentity:
             config=read_json(metadata, "magicapture.config", dict),
             **words,
         )
+        check_width(identity.architecture, identity.stages.shape[2])
     except MagiCaptureError as error:
         raise MagiCaptureError(f"{path.name}: {error}") from error
     own = _metadata(identity).keys()

@@ -58,6 +58,11 @@ def test_the_file_says_what_to_write(ada, tmp_path):
     [
         ({"magicapture.kind": "lora"}, "no identity made by MagiCapture"),
         ({"magicapture.format": "2"}, "update the pack"),
+        (
+            {"modelspec.architecture": "stable-diffusion-v1/sefi-identity"},
+            "128 channels, which does not fit stable-diff",
+        ),
+        ({"modelspec.architecture": ""}, "128 channels, which does not fit any model"),
         ({"magicapture.identity": "{"}, "magicapture.identity is damaged"),
         ({"magicapture.identity": "{}"}, "magicapture.identity is damaged"),
         ({"magicapture.identity": '{"placeholder": "person", "initializer": "", "template": ""}'}, "not like <person>"),
