@@ -248,22 +248,26 @@ def _check_areas(name: str, face_masks: Tensor, what: str) -> None:
 
 
 @torch.no_grad()
-def _encode(backbone: Backbone, portraits: Portraits, config: TrainConfig) -> EncodedPortraits:
-    vae = backbone.vae
+def encode_images(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    """images [N,3,H,W] -> mean and std of the VAE's posterior, [2,N,C,h,w] each, unscaled; 0 as it is, 1 flipped."""
     mean, std = [], []
     for mirrored in (False, True):
-        for image in portraits.images.split(1):  # one at a time: a full-size encode is the run's largest tensor
+        for image in images.split(1):  # one at a time: a full-size encode is the run's largest tensor
             pixel_values = (image.flip(-1) if mirrored else image).to(vae.device, vae.dtype) * 2 - 1
             posterior = vae.encode(pixel_values).latent_dist
             mean.append(posterior.mean.float().cpu())
             std.append(posterior.std.float().cpu())
-    shape = (2, len(portraits), *mean[0].shape[1:])
-    size = (shape[-2], shape[-1])
+    return torch.cat(mean).unflatten(0, (2, -1)), torch.cat(std).unflatten(0, (2, -1))
+
+
+def _encode(backbone: Backbone, portraits: Portraits, config: TrainConfig) -> EncodedPortraits:
+    mean, std = encode_images(backbone.vae, portraits.images)
+    size = (mean.shape[-2], mean.shape[-1])
     divisor = config.loss.attention_downscale
     masks = torch.stack([portraits.masks, portraits.masks.flip(-1)]).float().cpu()
     return EncodedPortraits(
-        mean=torch.cat(mean).reshape(shape),
-        std=torch.cat(std).reshape(shape),
+        mean=mean,
+        std=std,
         face_masks=_binary(masks, size),
         attention_masks=_binary(masks, (size[0] // divisor, size[1] // divisor)),
         landmarks=_landmarks(portraits),

@@ -27,15 +27,20 @@ from .config import SefiConfig
 
 if TYPE_CHECKING:
     from ..backbone import Backbone
+    from ..identity import Likeness
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Photos:
-    """The photos in latent space; mean, std: [2,N,C,h,w] of the VAE's posterior, unscaled, as they are and mirrored."""
+    """The photos in latent space; mean, std: [2,N,C,h,w] of the VAE's posterior, unscaled, as they are and mirrored.
+
+    likeness: what a look is compared with; None without a recogniser. The loss does not know it.
+    """
 
     mean: Tensor
     std: Tensor
     scaling_factor: float
+    likeness: Likeness | None = None
 
     def draw(self, config: SefiConfig, items: Sequence[ItemKey]) -> Batch:
         """The items of one forward pass, each drawn by itself: photo, mirror, t ~ U, VAE sample and noise."""
