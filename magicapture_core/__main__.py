@@ -16,6 +16,7 @@ from typing import get_args
 from . import commands, train_command
 from .face_outcomes import MAX_LIKENESS_LOSS
 from .prompts import COMPOSED_PROMPT
+from .sefi import command as sefi_command
 from .types import MagiCaptureError, Side
 
 CANCELLED, BAD_INPUT = 130, 2
@@ -140,22 +141,27 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--object-features", type=Path, metavar="FILE", help="DINO's weights, such as dino_deitsmall16_pretrain.pth"
     )
-    train.add_argument(
-        "--look-every",
-        type=positive,
-        metavar="N",
-        help="sample pictures, and where the words look on them, every N steps; five times a run by default",
-    )
-    train.add_argument(
-        "--patience",
-        type=positive,
-        default=0,
-        metavar="N",
-        help="stop when N looks in a row are no more like the person; needs --recogniser",
-    )
-    train.add_argument("--resume", action="store_true", help="go on from where the same run was stopped")
+    _add_looks(train)
 
-    generate = command("generate", commands.generate, "pictures from a LoRA")
+    sefi = command("sefi", sefi_command.sefi, "one photo to an identity, a word for prompts (SeFi-IDE)")
+    sefi.add_argument(
+        "--photo", type=Path, required=True, action="append", metavar="FILE", help="again for further photos of them"
+    )
+    sefi.add_argument("--output", type=Path, required=True, metavar="DIR")
+    sefi.add_argument("--name", required=True, help="letters, digits, - and _")
+    _add_model(sefi)
+    sefi.add_argument("--config", type=Path, metavar="TOML", help="settings; they go before the model's preset")
+    sefi.add_argument("--steps", type=positive, metavar="N", help="optimizer steps")
+    sefi.add_argument("--seed", type=int, metavar="N")
+    sefi.add_argument(
+        "--class-word", metavar="WORD", help="what it is, in one word: person by default, such as woman, dog or chair"
+    )
+    sefi.add_argument(
+        "--recogniser", type=Path, metavar="FILE", help="a face recognition network, which tells the most alike step"
+    )
+    _add_looks(sefi)
+
+    generate = command("generate", commands.generate, "pictures from a LoRA, from identities, or from both")
     _add_prompt(generate)
     generate.add_argument("--count", type=positive, default=4, help="how many pictures (%(default)s)")
 
@@ -196,7 +202,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="a restored face that is less like the reference by more than this is put back (%(default)s)",
     )
 
-    inspect = command("inspect", commands.inspect, "what a LoRA file holds")
+    inspect = command("inspect", commands.inspect, "what the file of a LoRA or of an identity holds")
     inspect.add_argument("file", type=Path)
 
     strip = command(
@@ -235,7 +241,7 @@ def build_parser() -> argparse.ArgumentParser:
     forget = command(
         "forget",
         commands.forget,
-        "delete what trainings of a name keep: state, sample pictures of the person, results; not the LoRA files. "
+        "delete what trainings of a name keep: state, sample pictures of the person, results; not what they made. "
         "No training of that name may be running",
     )
     forget.add_argument("name", help="of the training")
@@ -256,8 +262,33 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; the fastest there is by default")
 
 
+def _add_looks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--look-every",
+        type=positive,
+        metavar="N",
+        help="sample pictures, and where the words look on them, every N steps; five times a run by default",
+    )
+    parser.add_argument(
+        "--patience",
+        type=positive,
+        default=0,
+        metavar="N",
+        help="stop when N looks in a row are no more like the person; needs --recogniser",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from where the same run was stopped")
+
+
 def _add_prompt(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--lora", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--lora", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--identity",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="what `sefi` made, {person} in prompts; a second one is {person_2} and so on",
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     _add_model(parser)
     parser.add_argument("--prompt", help=f'by default the training\'s own, such as "{COMPOSED_PROMPT}"')

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .backbone import Backbone
+    from .sefi.identity import SefiIdentity
 
 SHEET = Path("overlays", "contact-sheet.jpg")  # not beside the squares: their folder is one of photos
 
@@ -136,13 +138,13 @@ def generate(arguments: Namespace) -> Result:
     from .images import save_image
     from .sampler import generate as sample
 
-    artifact = artifacts.load(arguments.lora)
+    given = _Given.of(arguments)
     with progress(arguments.num_steps, "sampling") as bar:
-        options = _sampling(arguments, artifact, bar)
-        images = sample(_model(arguments), artifact, **options, num_images=arguments.count)
+        options = given.sampling(arguments, bar)
+        images = sample(_model(arguments), **options, num_images=arguments.count)
     files = []
     for index, image in enumerate(images):
-        files.append(str(arguments.output / f"{artifact.name}-{arguments.seed + index}.png"))
+        files.append(str(arguments.output / f"{given.name}-{arguments.seed + index}.png"))
         save_image(image, Path(files[-1]), "generated")
     return {"prompt": options["prompt"], "images": files}
 
@@ -151,21 +153,75 @@ def attention(arguments: Namespace) -> Result:
     from . import heatmaps
     from .images import save_image
     from .sampler import generate as sample
+    from .sefi.prompts import fill_people
 
-    artifact = artifacts.load(arguments.lora)
-    words = [word.strip() for word in fill_prompt(arguments.words or "", artifact).split(",") if word.strip()]
-    record = heatmaps.AttentionRecord(words or [token.placeholder for token in artifact.tokens])
+    given = _Given.of(arguments)
+    asked = fill_prompt(fill_people(arguments.words or "", given.identities), given.artifact)
+    words = [word.strip() for word in asked.split(",") if word.strip()]
+    record = heatmaps.AttentionRecord(words or given.words)
     with progress(arguments.num_steps, "sampling") as bar:
-        images = sample(_model(arguments), artifact, **_sampling(arguments, artifact, bar), record=record)
+        images = sample(_model(arguments), **given.sampling(arguments, bar), record=record)
     sheets: dict[str, Tensor] = {
         "overlay": heatmaps.overlays(record, images),
         "steps": heatmaps.strips(record, images, heatmaps.over_steps(record, images))[0],
         "resolutions": heatmaps.resolutions(record, images)[0],
     }
-    files = {name: arguments.output / f"{artifact.name}-attention-{name}.png" for name in sheets}
+    files = {name: arguments.output / f"{given.name}-attention-{name}.png" for name in sheets}
     for name, sheet in sheets.items():
         save_image(sheet, files[name], "generated")
     return {"words": list(record.words), **{name: str(file) for name, file in files.items()}}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Given:
+    """What pictures are made from: a LoRA, identities, or both."""
+
+    artifact: artifacts.Artifact | None
+    identities: Sequence[SefiIdentity]
+
+    @classmethod
+    def of(cls, arguments: Namespace) -> _Given:
+        from .sefi.identity import load
+        from .sefi.prompts import told_apart
+
+        if arguments.lora is None and not arguments.identity:
+            raise MagiCaptureError("--lora, --identity: give one of them, or both")
+        artifact = artifacts.load(arguments.lora) if arguments.lora else None
+        return cls(artifact=artifact, identities=told_apart([load(file) for file in arguments.identity]))
+
+    @property
+    def name(self) -> str:
+        return self.artifact.name if self.artifact else self.identities[0].name
+
+    @property
+    def words(self) -> list[str]:
+        """The learned ones."""
+        tokens = self.artifact.tokens if self.artifact else ()
+        return [one.placeholder for one in (*tokens, *self.identities)]
+
+    @property
+    def prompt(self) -> str:
+        """Where the user gives none: that of the training; of an identity and a LoRA, the person in the style."""
+        from .sefi.prompts import IN_A_STYLE
+
+        if self.artifact is None:
+            return self.identities[0].template
+        return IN_A_STYLE if self.identities else self.artifact.composed_prompt
+
+    def sampling(self, arguments: Namespace, bar: Any) -> dict[str, Any]:
+        from .sefi.prompts import fill_people
+
+        return {
+            "artifact": self.artifact,
+            "identities": self.identities,
+            "prompt": fill_people(arguments.prompt or self.prompt, self.identities),
+            "negative_prompt": arguments.negative_prompt,
+            "strength": arguments.strength,
+            "num_steps": arguments.num_steps,
+            "guidance": arguments.guidance,
+            "seed": arguments.seed,
+            "on_step": lambda step, num_steps: bar.update(),
+        }
 
 
 def _model(arguments: Namespace) -> Backbone:
@@ -174,18 +230,6 @@ def _model(arguments: Namespace) -> Backbone:
     backbone = read_backbone(arguments.checkpoint)
     backbone.to(torch.device(pick_device(arguments.device)), torch.float32)
     return backbone
-
-
-def _sampling(arguments: Namespace, artifact: artifacts.Artifact, bar: Any) -> dict[str, Any]:
-    return {
-        "prompt": arguments.prompt or artifact.composed_prompt,
-        "negative_prompt": arguments.negative_prompt,
-        "strength": arguments.strength,
-        "num_steps": arguments.num_steps,
-        "guidance": arguments.guidance,
-        "seed": arguments.seed,
-        "on_step": lambda step, num_steps: bar.update(),
-    }
 
 
 def restore(arguments: Namespace) -> Result:
@@ -244,7 +288,10 @@ def _guard(arguments: Namespace) -> Any:
 
 
 def inspect(arguments: Namespace) -> Result:
-    return artifacts.inspect(arguments.file)
+    from .sefi import identity
+
+    about = identity if identity.is_identity(arguments.file) else artifacts
+    return about.inspect(arguments.file)
 
 
 def strip(arguments: Namespace) -> Result:
@@ -266,7 +313,8 @@ def forget(arguments: Namespace) -> Result:
     folder = arguments.output / "magicapture" / artifacts.check_name(arguments.name)
     return {
         "deleted": [str(path) for path in delete(folder)],
-        "stays": "the LoRA, its embeddings and its preview, wherever they lie, and your photos: delete them by hand",
+        "stays": "the LoRA or the identity, its embeddings and its preview, wherever they lie, and your photos: delete "
+        "them by hand",
     }
 
 

@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from . import artifact as artifacts
@@ -17,12 +18,15 @@ from .config import PRESETS, TrainConfig, parse_config
 from .types import MagiCaptureError, PhotoNote, Photos, Side, concept_name, side_of
 
 if TYPE_CHECKING:
+    from . import kept
     from .dino import Dino
+    from .estimate import Estimate
     from .identity import Recogniser
-    from .trainer import TrainStep
+    from .run import TrainStep
 
 PRESET_NAMES = ("quick", "standard", "paper")
 LOOKS = 5  # at a training, evenly spread
+TINY_NOTE = "trained on the embedded tiny model, for a first look; give --checkpoint for your SD1.5 model"
 
 
 class Cancelled(Exception):
@@ -33,9 +37,8 @@ def train(arguments: Namespace) -> Result:
     from . import recipe
     from .dataset import check_kind
     from .faces import load_face_detector
-    from .kept import Kept
     from .taesd import load_taesd
-    from .watch import Watch, describe
+    from .watch import Watch
 
     artifacts.check_name(arguments.name)
     config = read_config(arguments)
@@ -46,33 +49,12 @@ def train(arguments: Namespace) -> Result:
     folder = arguments.output / "magicapture" / arguments.name
     recogniser, notes = read_recogniser(arguments, photos, config)
     check_kind(config, recogniser)
-    with progress(config.num_steps, "training") as bar, stoppable() as stopped:
-
-        def on_step(step: TrainStep) -> None:
-            if arguments.resume and not bar.n:
-                bar.write(
-                    f"goes on at step {step.step}" if step.step > 1 else "no state to go on from", file=sys.stderr
-                )
-            bar.update(step.step - bar.n)
-            bar.set_postfix(phase=step.phase, loss=f"{step.losses.total:.4f}")
-            stop_if_asked()
-
-        def stop_if_asked() -> None:
-            if stopped():
-                raise Cancelled("The state of the last step is kept; the same command with --resume goes on")
-
-        def on_sampling(step: int, num_steps: int) -> None:
-            bar.set_postfix_str(f"sample pictures, step {step} of {num_steps}")
-            stop_if_asked()
-
-        def say(text: str) -> None:
-            bar.write(text, file=sys.stderr)
-
+    with attended(config.num_steps, arguments.resume) as bar:
         watch = Watch(
             every=arguments.look_every or max(1, config.num_steps // LOOKS),
             patience=arguments.patience,
             detector=load_face_detector() if arguments.recogniser else None,
-            on_sampling=on_sampling,
+            on_sampling=bar.sampling,
         )
         result = recipe.personalize(
             backbone,
@@ -84,24 +66,32 @@ def train(arguments: Namespace) -> Result:
             recogniser=recogniser,
             device=pick_device(arguments.device),
             resume=arguments.resume,
-            on_estimate=lambda estimate: say(f"estimate: {estimate}"),
-            on_step=on_step,
+            on_estimate=bar.estimated,
+            on_step=bar.stepped,
             watch=watch,
-            say=say,
+            say=bar.say,
         )
     said: Result = {"lora": str(result.files[0]), "embeddings": [str(file) for file in result.files[1:]]}
     said |= {"photos": [str(note) for note in [*photo_notes, *notes]]}
-    said |= {"steps": len(result.told.history), "resumed_from_step": result.resumed_from}
-    said |= {"loss": result.told.history[-1][-1], "model": backbone.architecture}
-    kept = Kept(folder, result.key)
-    said |= {"samples": str(kept.samples), "looks": str(kept.looks)}
-    preview = result.files[0].with_suffix(artifacts.PREVIEW)
+    said |= told(result, folder) | {"model": backbone.architecture}
+    if arguments.checkpoint is None:
+        said["note"] = TINY_NOTE
+    return said
+
+
+def told(result: kept.Result, folder: Path) -> Result:
+    """What a finished training of any kind says of itself."""
+    from .kept import Kept
+    from .watch import describe
+
+    work, preview = Kept(folder, result.key), result.files[0].with_suffix(artifacts.PREVIEW)
+    said: Result = {"steps": len(result.told.history), "resumed_from_step": result.resumed_from}
+    said |= {"loss": result.told.history[-1][-1]}
+    said |= {"samples": str(work.samples), "looks": str(work.looks)}
     said |= {"preview": str(preview) if preview.is_file() else ""}
     said |= {"kept": f"{folder} holds pictures of the person; the command forget deletes it"}
     if result.told.looks:
         said |= {"likeness": describe(result.told.looks), "best": [str(file) for file in result.best_files]}
-    if arguments.checkpoint is None:
-        said["note"] = "trained on the embedded tiny model, for a first look; give --checkpoint for your SD1.5 model"
     return said
 
 
@@ -113,10 +103,7 @@ def read_config(arguments: Namespace) -> TrainConfig:
         raise MagiCaptureError("--preset: the embedded tiny model has its own; leave it out, or give --checkpoint")
     values = PRESETS["tiny" if arguments.checkpoint is None else arguments.preset or "standard"]
     if arguments.config is not None:
-        try:
-            values = merge(values, tomllib.loads(arguments.config.read_text(encoding="utf-8-sig")))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise MagiCaptureError(f"{arguments.config}: {error}; it has to be TOML in UTF-8") from error
+        values = merge(values, read_toml(arguments.config))
     flags: dict[str, Any] = {}
     for phase in ("inversion", "tuning"):
         steps = getattr(arguments, f"{phase}_steps")
@@ -131,6 +118,14 @@ def read_config(arguments: Namespace) -> TrainConfig:
         flags |= {"kind": "object", "subject": {"initializer_token": arguments.object}}
         values = merge(first, values)
     return parse_config(merge(values, flags))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Raises MagiCaptureError for what is no TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise MagiCaptureError(f"{path}: {error}; it has to be TOML in UTF-8") from error
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -182,6 +177,43 @@ def read_recogniser(
     recogniser = load_recogniser(arguments.recogniser)
     check_kind(config, recogniser)
     return recogniser, check_targets(photos)
+
+
+class Attendant:
+    """A training's bar on standard error, and where Ctrl-C stops it."""
+
+    def __init__(self, bar: Any, stopped: Callable[[], bool], resume: bool) -> None:
+        self._bar, self._stopped, self._resume = bar, stopped, resume
+
+    def say(self, text: str) -> None:
+        self._bar.write(text, file=sys.stderr)
+
+    def estimated(self, estimate: Estimate) -> None:
+        self.say(f"estimate: {estimate}")
+
+    def stepped(self, step: TrainStep[Any]) -> None:
+        """Raises Cancelled."""
+        if self._resume and not self._bar.n:
+            self.say(f"goes on at step {step.step}" if step.step > 1 else "no state to go on from")
+        self._bar.update(step.step - self._bar.n)
+        self._bar.set_postfix(phase=step.phase, loss=f"{step.losses.total:.4f}")
+        self._stop_if_asked()
+
+    def sampling(self, step: int, num_steps: int) -> None:
+        """Raises Cancelled."""
+        self._bar.set_postfix_str(f"sample pictures, step {step} of {num_steps}")
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        if self._stopped():
+            raise Cancelled("The state of the last step is kept; the same command with --resume goes on")
+
+
+@contextmanager
+def attended(num_steps: int, resume: bool) -> Iterator[Attendant]:
+    """resume: whether the user asked for it, and is to hear what came of it."""
+    with progress(num_steps, "training") as bar, stoppable() as stopped:
+        yield Attendant(bar, stopped, resume)
 
 
 @contextmanager

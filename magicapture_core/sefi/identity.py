@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..artifact import SUFFIX, File, check_name, read_file, write_new
+from ..artifact import PREVIEW, SUFFIX, File, check_name, read_file, write_new
 from ..config import PLACEHOLDER_PATTERN
 from ..metadata import check_format, check_width, modelspec, read_json, write_format
 from ..types import MagiCaptureError, Token
@@ -110,6 +110,39 @@ def load(path: Path) -> SefiIdentity:
         raise MagiCaptureError(f"{path.name}: {error}") from error
     own = _metadata(identity).keys()
     return replace(identity, metadata={key: value for key, value in metadata.items() if key not in own})
+
+
+def is_identity(path: Path) -> bool:
+    """Whether a file says that it holds one. Raises MagiCaptureError for one that cannot be read."""
+    _, metadata = read_file(Path(path))
+    return metadata.get("magicapture.kind") == KIND
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """What the file of an identity holds, ready for JSON; vectors as counts."""
+    path = Path(path)
+    identity = load(path)
+    _, metadata = read_file(path)
+    beside = path.with_name(f"{path.stem}{PLAIN}{SUFFIX}")
+    return {
+        "name": identity.name,
+        "kind": KIND,
+        "bytes": path.stat().st_size,
+        "architecture": identity.architecture,
+        "licence": metadata.get("modelspec.license", ""),
+        "preview": path.with_suffix(PREVIEW).name if path.with_suffix(PREVIEW).is_file() else "",
+        "format": metadata["magicapture.format"],
+        "library_version": metadata.get("magicapture.library_version", ""),
+        "placeholder": identity.placeholder,
+        "initializer": identity.initializer,
+        "sentence": identity.template.replace("{person}", identity.placeholder),
+        "stages": len(identity.stages),
+        "vectors": identity.stages.shape[0] * identity.stages.shape[1],
+        "keys_and_values_differ": bool((identity.stages[:, 0] != identity.stages[:, 1]).any()),
+        "plain_embedding": beside.name if beside.is_file() else "",
+        "config": identity.config,
+        "other_fields": identity.metadata,
+    }
 
 
 def check_stages(stages: Tensor) -> Tensor:

@@ -1,0 +1,89 @@
+"""The terminal's `sefi`: a photo in, an identity out, Ctrl-C between two steps."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..artifact import check_name
+from ..commands import Result, pick_device, read_backbone
+from ..train_command import LOOKS, TINY_NOTE, attended, read_toml, told
+from ..types import MagiCaptureError, PhotoNote, Portraits
+from .config import PRESETS, SefiConfig, parse_sefi_config
+
+if TYPE_CHECKING:
+    from ..faces import FaceDetector
+
+
+def sefi(arguments: Namespace) -> Result:
+    from ..recognisers import load_recogniser
+    from ..watch import Watch
+    from . import recipe
+    from .identity import load, save
+    from .prompts import EDITS, fill_word
+
+    check_name(arguments.name)
+    config = read_config(arguments)
+    portraits, notes, detector = read_photos(arguments.photo, config.resolution)
+    backbone = read_backbone(arguments.checkpoint)
+    recogniser = load_recogniser(arguments.recogniser) if arguments.recogniser else None
+    folder = arguments.output / "magicapture" / arguments.name
+    with attended(config.num_steps, arguments.resume) as bar:
+        result = recipe.personalize(
+            backbone,
+            portraits,
+            config,
+            name=arguments.name,
+            folder=folder,
+            save=lambda made: list(save(made, arguments.output)),
+            recogniser=recogniser,
+            device=pick_device(arguments.device),
+            resume=arguments.resume,
+            on_estimate=bar.estimated,
+            on_step=bar.stepped,
+            watch=Watch(
+                every=arguments.look_every or max(1, config.num_steps // LOOKS),
+                patience=arguments.patience,
+                detector=detector if recogniser else None,
+                on_sampling=bar.sampling,
+            ),
+            say=bar.say,
+        )
+    identity, embedding = result.files
+    said: Result = {"identity": str(identity), "embedding": str(embedding)}
+    said |= {"prompt": fill_word(EDITS["glasses"], load(identity).placeholder)}
+    said |= {"photos": [str(note) for note in notes], "balance": recipe.describe_balance(result.told.history, config)}
+    said |= told(result, folder) | {"model": backbone.architecture}
+    if arguments.checkpoint is None:
+        said["note"] = TINY_NOTE
+    return said
+
+
+def read_config(arguments: Namespace) -> SefiConfig:
+    """The model's preset, then the TOML file, then the flags."""
+    file = read_toml(arguments.config) if arguments.config else {}
+    flags: dict[str, Any] = {
+        "num_steps": arguments.steps,
+        "seed": arguments.seed,
+        "initializer_token": arguments.class_word,
+    }
+    given = {name: value for name, value in flags.items() if value is not None}
+    return parse_sefi_config({**PRESETS["tiny" if arguments.checkpoint is None else "standard"], **file, **given})
+
+
+def read_photos(files: list[Path], resolution: int) -> tuple[Portraits, list[PhotoNote], FaceDetector | None]:
+    """The photos, framed, with what became of each; and the detector, where the face networks are there."""
+    from ..faces import load_face_detector
+    from ..images import join_notes, load_photos
+    from .photos import frame_photos
+
+    readable, notes = load_photos(files)
+    if not readable:
+        raise MagiCaptureError(f"--photo: {'; '.join(f'{note.file_name}: {note.text}' for note in notes)}")
+    try:
+        detector = load_face_detector()
+    except MagiCaptureError:  # the middle of a photo does as well, which its note says
+        detector = None
+    portraits, framed = frame_photos(readable, resolution, detector)
+    return portraits, join_notes(notes, framed), detector
