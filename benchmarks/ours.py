@@ -93,7 +93,7 @@ def random_backbone(unet: Any, workload: Workload) -> Backbone:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     tokenizer = load_tokenizer(TINY_FOLDER / "tokenizer")
-    text_acts = {"words", "text encoder"} & set(workload.features)
+    text_acts = {"words", "text encoder"} & set(workload.features) or workload.method != "ours"
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=unet.config.cross_attention_dim,

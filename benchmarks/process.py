@@ -27,7 +27,14 @@ from .counting import counted_flops, peak_bytes, reset_peak
 from .workload import DTYPES, PROMPT_SHAPE, Conditions, Contender, Method, Workload
 
 ROOT = Path(__file__).parents[1]
-METHODS = {"ours": "ours", "diffusers": "diffusers_example", "kohya": "kohya", "comfyui": "comfyui"}
+METHODS: dict[Method, str] = {
+    "ours": "ours",
+    "sefi": "sefi",
+    "textual-inversion": "sefi",
+    "diffusers": "diffusers_example",
+    "kohya": "kohya",
+    "comfyui": "comfyui",
+}
 PROBE_PIXELS, PROBE_TIMESTEP = 64, 500
 LAST_WORDS = 2_000  # letters of a dead process' log that are shown
 

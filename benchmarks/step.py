@@ -24,7 +24,7 @@ from .process import Ended, Hello, Stable
 from .rows import GRAMMAR, KINDS, PLANS, Row, parse_row
 from .table import HEADER, Side, line, not_run
 from .turns import take_turns
-from .workload import NUM_PARAMETERS, Conditions
+from .workload import NUM_PARAMETERS, OURS, Conditions
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.1}  # of the largest number of a prediction
 W0_ON_BOTH_SIDES = ("diffusers", "kohya")
@@ -110,7 +110,7 @@ def report(rows: list[Row], conditions: Conditions, limit_tflops: float | None) 
                 check_alike(row, first.hello, second.hello)
                 turns = take_turns(first.step, second.step, row.pairs)
             except Ended as error:
-                if error.method == "ours":
+                if error.method in OURS:
                     raise
                 print(error, file=sys.stderr)
                 yield not_run(row, error.reason)

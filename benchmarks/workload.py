@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-Method = Literal["ours", "diffusers", "kohya", "comfyui"]
+Method = Literal["ours", "sefi", "textual-inversion", "diffusers", "kohya", "comfyui"]
+OURS: tuple[Method, ...] = ("ours", "sefi", "textual-inversion")  # the rest is peers
 Dtype = Literal["fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 RANK, LEARNING_RATE, MAX_GRAD_NORM = 4, 1e-4, 1.0

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import ours, step
+from benchmarks import ours, sefi, step
 from benchmarks.checkpoint import SD15, write_checkpoint
 from benchmarks.counting import counted_flops
-from benchmarks.process import Hello, Process
+from benchmarks.process import METHODS, Hello, Process
 from benchmarks.rows import KINDS, parse_row
 from benchmarks.step import check_alike, report
-from benchmarks.workload import NUM_PARAMETERS, Conditions, Workload
+from benchmarks.workload import NUM_PARAMETERS, Conditions, Method, Workload
 from magicapture_core import lora
 from magicapture_core.types import MagiCaptureError
 
@@ -69,6 +69,20 @@ def test_the_identity_loss_decodes_a_face_and_fires(conditions):
     fired, _ = second_step(conditions, "composed", "identity always")
     assert fired.num_identity == 1
     assert fired.identity > 0
+
+
+def test_sefis_step_has_the_attention_loss_and_textual_inversions_one_word(conditions):
+    """Eight steps: the attention loss is zero until a stage comes again that has moved."""
+
+    def eight(method: Method) -> tuple[list[float], int | None]:
+        with sefi.opened(Workload(pixels=64, method=method), conditions) as contender:
+            return [contender.step().attention for _ in range(8)], contender.num_parameters
+
+    (full, block), (plain, word) = eight("sefi"), eight("textual-inversion")
+    assert max(full) > 0 == max(plain)
+    assert word == 768
+    assert block is not None
+    assert block > 10_000_000
 
 
 def test_a_matrix_product_and_attention_are_counted():
@@ -138,9 +152,5 @@ def test_a_device_that_is_none_is_one_line(device, monkeypatch, capsys):
 
 
 def test_every_method_and_kind_is_known():
-    assert {kind.second(Workload(pixels=64)).method for kind in KINDS.values()} == {
-        "ours",
-        "kohya",
-        "diffusers",
-        "comfyui",
-    }
+    sides = [side(Workload(pixels=64)) for kind in KINDS.values() for side in (kind.first, kind.second)]
+    assert {workload.method for workload in sides} == METHODS.keys()

@@ -5,7 +5,7 @@ import pytest
 from benchmarks.ours import FEATURES
 from benchmarks.rows import KINDS, PLANS, parse_row
 from benchmarks.step import chosen, parser
-from benchmarks.workload import Workload
+from benchmarks.workload import OURS, Workload
 from magicapture_core.types import MagiCaptureError
 
 
@@ -49,6 +49,6 @@ def test_every_kind_uses_known_features_and_is_in_every_plan():
 def test_peers_without_a_tree_are_left_out_of_the_plan_and_refused_by_name():
     rows = chosen(parser().parse_args(["--kohya", "somewhere"]))
     methods = {workload.method for row in rows for workload in row.workloads}
-    assert methods == {"ours", "diffusers", "kohya"}
+    assert methods == {*OURS, "diffusers", "kohya"}
     with pytest.raises(MagiCaptureError, match="--comfyui"):
         chosen(parser().parse_args(["comfyui:64:2"]))
