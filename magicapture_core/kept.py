@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .watch import Watch
 
 Made = TypeVar("Made")
-KEY_FORMAT = "4"  # raised when the same inputs would train differently
+KEY_FORMAT = "5"  # raised when the same inputs would train differently
 TERMS = ("reconstruction", "attention", "identity", "prior", "total")  # a row of the history
 
 

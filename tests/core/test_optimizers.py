@@ -87,7 +87,7 @@ def test_the_default_is_torchs_adamw_and_so_is_its_state():
     token, *lora = theirs.parameters.values()
     groups = [{"params": [token], "base": 1e-2}, {"params": lora, "base": 1e-3}]
     theirs.optimizer = torch.optim.AdamW(groups, lr=1.0, weight_decay=0.01)
-    assert same(theirs.go(0, 10).values(), ours.values())
+    torch.testing.assert_close(theirs.go(0, 10).values(), ours.values())  # in one kernel: not to the last bit
     keys = {f"{name}.{key}" for name in ours.parameters for key in ("step", "exp_avg", "exp_avg_sq")}
     assert optimizers.state(ours.optimizer, ours.parameters).keys() == keys
 
