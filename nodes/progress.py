@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..magicapture_core.config import TrainConfig
-
 if TYPE_CHECKING:
     from ..magicapture_core.estimate import Estimate
-    from ..magicapture_core.trainer import TrainStep
+    from ..magicapture_core.run import RunConfig, TrainStep
     from ..magicapture_core.watch import Look
 
 SHEET_WIDTH = 1536  # pixels of what the node shows while it trains
@@ -23,7 +21,7 @@ TEXT_EVERY = 0.5  # seconds between two lines of text on the node
 class Progress:
     """What the user sees while it trains: bar, sample pictures, a line of text; and what stops it: Cancel."""
 
-    def __init__(self, node_id: str | None, config: TrainConfig, folder: Path) -> None:
+    def __init__(self, node_id: str | None, config: RunConfig, folder: Path) -> None:
         self.config, self.folder = config, folder
         self.key = ""  # of this training's inputs
         self.lines: list[str] = []
@@ -56,7 +54,7 @@ class Progress:
             self._spoke_at = time.monotonic()
             self._show(f"sample pictures, step {step} of {num_steps}")
 
-    def stepped(self, step: TrainStep) -> None:
+    def stepped(self, step: TrainStep[Any]) -> None:
         """Called after every step. Raises ComfyUI's interrupt when the user has pressed Cancel."""
         from comfy import model_management, utils
 
