@@ -49,6 +49,10 @@ def embeddings_folders() -> list[Path]:
     return list(map(Path, folder_paths.get_folder_paths("embeddings")))
 
 
+def identities_folder() -> Path:
+    return Path(folder_paths.get_folder_paths(IDENTITIES)[0])
+
+
 def taesd_file() -> Path:
     """TAESD's decoder, which ComfyUI's previews use too. Raises MagiCaptureError where the user has none."""
     from ..magicapture_core.taesd import FILES

@@ -14,11 +14,12 @@ from ..magicapture_core.types import MagiCaptureError, PhotoNote
 from .folders import digest, inside
 from .sockets import masks_to_comfy, schema, show, to_comfy
 
-SAMPLES = {  # widget value -> prefix of the pack's pictures
-    "sample: person": "person",
-    "sample: style": "style",
-    "sample: object": "object",
-    "sample: object style": "object-style",
+SAMPLES = {  # widget value -> the pack's pictures
+    "sample: person": "person_*",
+    "sample: style": "style_*",
+    "sample: object": "object_*",
+    "sample: object style": "object-style_*",
+    "sample: one photo": "person_1.*",
 }
 MASKS = "masks"  # the folder of masks in a folder of photos
 BLACK = torch.zeros(1, 1, 64, 64)  # no mask, of the size that Load Image gives for none
@@ -132,7 +133,7 @@ def place(folder: str) -> Path:
 
 def belongs(path: Path, folder: str) -> bool:
     """Whether a picture is one of the choice's: all samples lie in one folder."""
-    return folder not in SAMPLES or path.name.startswith(f"{SAMPLES[folder]}_")
+    return folder not in SAMPLES or path.match(SAMPLES[folder])
 
 
 def match(photos: Sequence[Path], masks: Sequence[Path]) -> dict[str, Path]:

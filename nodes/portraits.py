@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..magicapture_core.types import Face, MagiCaptureError, Portraits
@@ -96,6 +97,31 @@ def to_portraits(
                 "node, or nothing"
             )
     return Portraits(images=pictures, masks=face_masks, faces=found), notes
+
+
+def to_squares(
+    images: Sequence[Tensor], faces: list[Face] | None, resolution: int, detector: Any
+) -> tuple[Portraits, list[str]]:
+    """IMAGE batches of any sizes -> squares of the resolution with white masks, and notes on what was cut out of each.
+
+    faces: of a Face Mask node, whose squares are taken as they are. Raises MagiCaptureError where they are not its.
+    """
+    from ..magicapture_core.images import resize
+    from ..magicapture_core.sefi.photos import frame_photos
+
+    pictures = [picture for batch in images for picture in to_core(batch)]
+    if faces is None:
+        named = [(f"photo {number}", picture) for number, picture in enumerate(pictures, 1)]
+        portraits, notes = frame_photos(named, resolution, detector)
+        return portraits, [str(note) for note in notes]
+    if len(faces) != len(pictures) or any(picture.shape[1] != picture.shape[2] for picture in pictures):
+        raise MagiCaptureError(
+            f"faces: they belong to {len(faces)} square pictures, and images are others; connect images and FACES of "
+            "the same Face Mask node, or no faces"
+        )
+    squares = torch.cat([resize(picture[None], (resolution, resolution)) for picture in pictures])
+    scaled = [_scaled(face, resolution / picture.shape[-1]) for face, picture in zip(faces, pictures, strict=True)]
+    return Portraits(images=squares, masks=torch.ones_like(squares[:, :1]), faces=scaled), []
 
 
 def _detect(name: str, pictures: Tensor) -> tuple[list[Face], str]:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from safetensors import safe_open
 
-from .journeys import defaults, node, stock, training
+from .journeys import CHECKPOINT, defaults, node, stock, training
 from .server import ComfyServer, Events, Prompt, Run
 from .test_pack import text_to_image
 
@@ -125,6 +125,34 @@ def cancel_after(server: ComfyServer, prompt: Prompt, step: int) -> tuple[Run, i
         server.interrupt()
         run = server.wait(prompt_id)
     return run, steps_seen(events)[-1]
+
+
+def test_photos_of_one_person_and_their_second_queue(server: ComfyServer) -> None:
+    """One identity of all four photos; at once when nothing changed, anew when its file is gone; and it is drawn."""
+    info, folder = server.object_info(), server.base / "models" / "sefi_identities"
+    widgets = defaults(info, "MagiCaptureTrainSeFiIdentity")
+    widgets |= {"name": "one", "resolution": 64, "num_steps": 1, "preview_every": 0}
+    checkpoint = {"model": ["1", 0], "clip": ["1", 1]}
+    prompt = {
+        "1": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
+        "2": node("MagiCaptureLoadPhotos", folder="sample: person"),
+        REPORT: node("PreviewAny", source=[TRAIN, 3]),
+        TRAIN: node("MagiCaptureTrainSeFiIdentity", **checkpoint, vae=["1", 2], images=["2", 0], **widgets),
+        "9": node("MagiCaptureApplySeFiIdentity", **checkpoint, identity=[TRAIN, 0], word=""),
+        **stock(["9", 0], ["9", 1], "a photo of <person> wearing sunglasses"),
+    }
+    with server.listen() as events:
+        run = server.run(prompt)
+    assert steps_seen(events)[-1] == 1
+    assert [f"+ photo {number}: one face" in report(run) for number in range(1, 5)] == [True] * 4
+    assert len(server.images(run, TRAIN)) == len(server.images(run, "19")) == 1
+    assert [path.stem for path in folder.glob("one*.safetensors")] == ["one"]
+
+    server.free()
+    assert "Nothing has changed" in report(server.run(prompt))
+    (folder / "one.safetensors").unlink()
+    assert "Nothing has changed" not in report(server.run(prompt))
+    assert [path.stem for path in folder.glob("one*.safetensors")] == ["one_2"]
 
 
 def test_a_name_that_is_no_name_is_refused(server: ComfyServer) -> None:
