@@ -27,6 +27,7 @@ LOOSE_WIDTH = 400  # of a node without its workflow: its title can be read
 WELL_SEEN: dict[str, dict[str, Any]] = {
     "MagiCaptureFaceMask": {"resolution": 256},
     "TrainMagiCaptureLoRA": {"preview_every": 1},
+    "MagiCaptureTrainSeFiIdentity": {"preview_every": 1, "num_steps": 2},
     "EmptyLatentImage": {"width": 128, "height": 128},
     "KSampler": {"steps": 8},
 }

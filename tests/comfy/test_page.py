@@ -14,6 +14,7 @@ from .trees import newest_version
 
 SHIPPED_NAME = "v1-5-pruned-emaonly-fp16.safetensors"  # of the checkpoint in the workflows
 SETTINGS_NODE = "MagiCaptureSettings"
+TRAININGS = ("TrainMagiCaptureLoRA", "MagiCaptureTrainSeFiIdentity")
 pytestmark = pytest.mark.page
 
 
@@ -47,8 +48,8 @@ def test_a_template_opens_and_runs(page: ComfyPage, title: str, tmp_path: Path) 
     page.picture().save(tmp_path / f"{title}.png")  # for whoever looks why it is red
     for node in page.nodes():
         assert not node["failed"], node
-        if node["type"] in ("PreviewImage", "MagiCaptureSavePortraits", "MagiCaptureFaceMask", "TrainMagiCaptureLoRA"):
+        if node["type"] in ("PreviewImage", "MagiCaptureSavePortraits", "MagiCaptureFaceMask", *TRAININGS):
             assert node["pictures"], node
-        if node["type"] == "TrainMagiCaptureLoRA":
+        if node["type"] in TRAININGS:
             assert any("step" in text for text in node["texts"]), node
     assert not page.errors

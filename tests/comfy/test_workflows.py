@@ -22,6 +22,7 @@ SMALL: dict[str, dict[str, Any]] = {  # a small model, small pictures, few steps
     "CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT},
     "MagiCaptureFaceMask": {"resolution": 64, "min_face_size": 8},
     "TrainMagiCaptureLoRA": {"preview_every": 0, "name": "shipped"},
+    "MagiCaptureTrainSeFiIdentity": {"preview_every": 0, "name": "shipped", "resolution": 64, "num_steps": 1},
     "MagiCaptureComposedPromptSampler": {"width": 64, "height": 64, "steps": 2, "count": 2},
     "EmptyLatentImage": {"width": 64, "height": 64},
     "KSampler": {"steps": 2},
@@ -127,5 +128,6 @@ def test_every_workflow_runs(server: ComfyServer) -> None:
             if node["class_type"] == "PreviewAny":
                 assert "".join(run.outputs[number]["text"]), (path.stem, node)
     assert (server.base / "models" / "loras" / "shipped.safetensors").is_file()
+    assert (server.base / "models" / "sefi_identities" / "shipped.safetensors").is_file()
     preview = server.fetch("/experiment/models/preview/loras/0/shipped.safetensors")  # as the page's library asks
     assert preview[8:12] == b"WEBP"
