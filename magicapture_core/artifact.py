@@ -20,6 +20,7 @@ from torch import Tensor
 from .files import place, written_beside
 from .kohya import TEXT_ENCODER, read_layers
 from .metadata import (
+    IDENTITY,
     Content,
     check_tokens,
     check_vectors,
@@ -27,6 +28,7 @@ from .metadata import (
     network_fields,
     read_architecture,
     read_content,
+    read_kind,
     training_fields,
     word_fields,
     write_content,
@@ -223,6 +225,8 @@ def load(path: Path, embeddings_folders: Sequence[Path] = ()) -> Artifact:
     path = Path(path)
     try:
         tensors, metadata = read_file(path)
+        if read_kind(metadata) == IDENTITY:
+            raise MagiCaptureError("this is an identity: load it with Load SeFi Identity (--identity on the terminal)")
         content = read_content(metadata) or _content_beside(path, embeddings_folders)
         lora = {key: _half(key, value) for key, value in tensors.items()}
         layers = read_layers(lora)

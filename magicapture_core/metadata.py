@@ -21,6 +21,7 @@ from .config import PLACEHOLDER_PATTERN
 from .types import CONCEPT_PATTERN, SD1, TINY, MagiCaptureError, Token
 
 FORMAT = 1
+IDENTITY = "sefi-identity"  # the kind that an identity's file says it is; a LoRA says none
 MAX_VECTORS = 75  # a prompt has no more positions
 NATIVE = {SD1: (768, 512), TINY: (128, 64)}  # channels of a learned word, side of a picture
 LICENCE = "CreativeML Open RAIL-M"  # of SD1.5: what is trained on it falls under the same terms
@@ -81,6 +82,11 @@ def read_content(metadata: Mapping[str, str]) -> Content | None:
 def write_format() -> dict[str, str]:
     """What every file of ours says, whatever it holds."""
     return {"magicapture.format": str(FORMAT), "magicapture.library_version": __version__}
+
+
+def read_kind(metadata: Mapping[str, str]) -> str | None:
+    """What a file of ours holds: `sefi-identity`, or a LoRA where that is empty. None for a file of others."""
+    return metadata.get("magicapture.kind", "") if "magicapture.format" in metadata else None
 
 
 def check_format(metadata: Mapping[str, str]) -> None:

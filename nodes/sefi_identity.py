@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
+from ..magicapture_core.metadata import IDENTITY
 from .folders import IDENTITIES
 from .patching import check_architecture
 from .shelves import Shelf
@@ -18,6 +19,7 @@ SHELF = Shelf(
     IDENTITIES,
     f"there is no identity in models/{IDENTITIES} yet: train one with the workflow MagiCapture 5 - One Photo, or "
     "copy a file there",
+    IDENTITY,
 )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import folder_paths
 
+from ..magicapture_core.metadata import read_kind
 from ..magicapture_core.types import MagiCaptureError
 from .folders import digest
 
@@ -16,10 +17,12 @@ NEWEST = "newest"
 
 @dataclass(frozen=True)
 class Shelf:
-    """kind: of ComfyUI's folders, such as loras. none_yet: what to tell when none of ours lies there."""
+    """folders: a kind of ComfyUI's, such as loras. none_yet: what to tell when none of ours lies there. kind: what
+    those of ours say that they hold, a LoRA where it is empty."""
 
-    kind: str
+    folders: str
     none_yet: str
+    kind: str = ""
 
     def choices(self) -> list[str]:
         """What a file widget offers: the newest of ours, or any file of the folders."""
@@ -30,7 +33,7 @@ class Shelf:
         if name != NEWEST:
             return self._path(name)
         by_age = sorted(map(self._path, self._names()), key=lambda path: path.stat().st_mtime, reverse=True)
-        newest = next(filter(is_ours, by_age), None)
+        newest = next((path for path in by_age if kind_of(path) == self.kind), None)
         if newest is None:
             raise MagiCaptureError(self.none_yet)
         return newest
@@ -41,18 +44,18 @@ class Shelf:
         return [digest(str(path), path.stat().st_mtime_ns)]
 
     def _names(self) -> list[str]:
-        return [name for name in folder_paths.get_filename_list(self.kind) if name.endswith(".safetensors")]
+        return [name for name in folder_paths.get_filename_list(self.folders) if name.endswith(".safetensors")]
 
     def _path(self, name: str) -> Path:
-        return Path(folder_paths.get_full_path_or_raise(self.kind, name))
+        return Path(folder_paths.get_full_path_or_raise(self.folders, name))
 
 
-def is_ours(path: Path) -> bool:
-    """Whether a file says that this pack wrote it; a damaged one, whoever wrote it, does not."""
+def kind_of(path: Path) -> str | None:
+    """What a file says that this pack wrote into it, as `read_kind`; a damaged one, whoever wrote it, says nothing."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
-            return "magicapture.format" in (file.metadata() or {})
+            return read_kind(file.metadata() or {})
     except SafetensorError:
-        return False
+        return None

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ..artifact import PREVIEW, SUFFIX, File, check_name, read_file, write_new
 from ..config import PLACEHOLDER_PATTERN
-from ..metadata import check_format, check_width, modelspec, read_json, write_format
+from ..metadata import IDENTITY as KIND
+from ..metadata import check_format, check_width, modelspec, read_json, read_kind, write_format
 from ..types import MagiCaptureError, Token
 
-KIND = "sefi-identity"
 STAGES = "stages"  # the tensor's name
 MAX_STAGES = 100
 PLAIN = "_sefi"  # behind the name of the plain embedding
@@ -89,7 +89,7 @@ def load(path: Path) -> SefiIdentity:
     path = Path(path)
     try:
         tensors, metadata = read_file(path)
-        if metadata.get("magicapture.kind") != KIND:
+        if read_kind(metadata) != KIND:
             raise MagiCaptureError("no identity made by MagiCapture: take a file that Train SeFi Identity wrote")
         check_format(metadata)
         told = read_json(metadata, "magicapture.identity", dict)
@@ -115,7 +115,7 @@ def load(path: Path) -> SefiIdentity:
 def is_identity(path: Path) -> bool:
     """Whether a file says that it holds one. Raises MagiCaptureError for one that cannot be read."""
     _, metadata = read_file(Path(path))
-    return metadata.get("magicapture.kind") == KIND
+    return read_kind(metadata) == KIND
 
 
 def inspect(path: Path) -> dict[str, Any]:

@@ -164,7 +164,8 @@ def test_a_lora_is_no_identity_and_an_identity_no_lora(tmp_path, capsys):
     assert main(["generate", "--identity", str(lora), "--output", str(tmp_path)]) == 2
     assert "no identity made by MagiCapture" in capsys.readouterr().err
     assert main(["generate", "--lora", str(file), "--output", str(tmp_path)]) == 2
-    assert file.name in capsys.readouterr().err
+    remedy = "this is an identity: load it with Load SeFi Identity (--identity on the terminal)"
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"{file.name}: {remedy}")
 
 
 def test_settings_come_from_the_models_preset_then_file_then_flags(tmp_path):

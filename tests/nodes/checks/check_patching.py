@@ -5,7 +5,8 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
-from crafted import random_artifact
+from check_restore import refused
+from crafted import random_artifact, random_identity
 
 
 def module(pack, name):
@@ -142,6 +143,8 @@ def check_newest_is_the_last_of_ours(pack):
     second = core.save(random_artifact(pack, seed=1), folder)[0]
     time.sleep(0.02)
     save_file({"x": torch.zeros(1)}, folder / "others.safetensors")
+    identities = module(pack, "magicapture_core.sefi.identity")
+    identity = identities.save(random_identity(pack), folder, folder / "elsewhere")[0]
     folder_paths.filename_list_cache.clear()
     assert second != first
     assert patching.LORAS.find("newest") == second
@@ -150,4 +153,6 @@ def check_newest_is_the_last_of_ours(pack):
     assert patching.LORAS.find("others.safetensors").name == "others.safetensors"
     loaded = patching.load(first.name)
     assert [token.placeholder for token in loaded.tokens] == ["<subject>", "<style>"]
+    with refused(f"{identity.name}: this is an identity: load it with Load SeFi Identity"):
+        patching.load(identity.name)
     assert {second.name, first.name, "others.safetensors"} <= set(patching.LORAS.choices())

@@ -1,4 +1,4 @@
-"""A trained file without a training, for the checks."""
+"""Trained files without a training, for the checks."""
 
 from importlib import import_module
 
@@ -33,3 +33,11 @@ def random_artifact(pack, seed=0, text=True):
         for name, n in (("subject", 1), ("style", 2))
     )
     return artifact.Artifact(name="random", architecture="stable-diffusion-v1", tokens=tokens, lora=lora)
+
+
+def random_identity(pack, seed=0, num_stages=5, **changes):
+    """Its words as far from one another as words are."""
+    stages = torch.randn(num_stages, 2, 768, generator=torch.Generator().manual_seed(seed)) * 0.1
+    values = {"name": "me", "placeholder": "<person>", "initializer": "person", "template": "a photo of {person}"}
+    values |= {"architecture": "stable-diffusion-v1", "stages": stages, **changes}
+    return import_module(f"{pack.__name__}.magicapture_core.sefi.identity").SefiIdentity(**values)
