@@ -53,12 +53,17 @@ def attach(artifact: Artifact, model: Any, clip: Any, strength_model: float, str
     """-> clones of MODEL and CLIP with the LoRA on them and its words known, and which of both had it already.
 
     A part that is attached, whichever node did it and how strongly, is left as it is. Raises MagiCaptureError when
-    MODEL or CLIP is not SD1.5's, or holds one half of the LoRA beside that of another.
+    MODEL or CLIP is not SD1.5's, or holds one half of the LoRA beside that of another, and when a word of the LoRA is
+    another as an identity's. Of two LoRAs with the same words the CLIP knows those of the last.
     """
     import comfy.lora
     import comfy.sd
 
     check_sd1(model, clip)
+    words = {token.placeholder: token.vectors for token in artifact.tokens}
+    identities = getattr(clip.cond_stage_model, "words", {})  # words with stages, by Apply SeFi Identity
+    for word in words.keys() & identities.keys():
+        check_word(clip, word, words[word], "the identity")
     parts = {
         "MODEL": (UNET, model, comfy.lora.model_lora_keys_unet(model.model, {})),
         "CLIP": (TEXT_ENCODER, clip.patcher, comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})),
@@ -71,7 +76,6 @@ def attach(artifact: Artifact, model: Any, clip: Any, strength_model: float, str
         else:
             wanted |= lora
     model, clip = comfy.sd.load_lora_for_models(model, clip, wanted, strength_model, strength_clip)
-    words = {token.placeholder: token.vectors for token in artifact.tokens}
     clip.tokenizer = LearnedTokenizer(clip.tokenizer, words)
     return model, clip, attached
 
@@ -91,6 +95,16 @@ def check_sd1(model: Any, clip: Any) -> None:
             f"clip: it is not that of SD1.5 (its text encoders are {' and '.join(encoders)}, not l alone); take the "
             "CLIP of an SD1.5 checkpoint"
         )
+
+
+def check_word(clip: Any, word: str, rows: torch.Tensor, identity: str) -> None:
+    """Raises MagiCaptureError where the CLIP knows the word, as rows that are not these [n,C].
+
+    identity: who is told to take another word; that of a LoRA stays as it was trained.
+    """
+    known = getattr(clip.tokenizer, "words", {}).get(word, rows)
+    if len(known) != len(rows) or not all(map(torch.equal, known, rows)):
+        raise MagiCaptureError(f"word: the CLIP knows another {word} already; give {identity} a word of its own")
 
 
 def is_attached(lora: dict[str, torch.Tensor], patcher: Any, key_map: dict[str, Any]) -> bool:

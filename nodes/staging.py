@@ -20,7 +20,7 @@ from ..magicapture_core.config import PLACEHOLDER_PATTERN
 from ..magicapture_core.diffusion import NUM_TIMESTEPS
 from ..magicapture_core.tokens import stage_of
 from ..magicapture_core.types import MagiCaptureError
-from .patching import check_architecture, check_sd1
+from .patching import check_architecture, check_sd1, check_word
 from .prompting import LearnedTokenizer
 
 if TYPE_CHECKING:
@@ -43,9 +43,8 @@ def apply_identity(identity: SefiIdentity, model: Any, clip: Any, word: str = ""
     word = word.strip() or identity.placeholder
     if not re.match(PLACEHOLDER_PATTERN, word):
         raise MagiCaptureError(f"word: {word!r} is not written like <person>: letters and digits in angle brackets")
+    check_word(clip, word, identity.plain, identity.name)
     row = identity.plain[0]
-    if any(not torch.equal(known, row) for known in getattr(clip.tokenizer, "words", {}).get(word, ())):
-        raise MagiCaptureError(f"word: the CLIP knows another {word} already; give {identity.name} a word of its own")
     model = model.clone()
     wrappers = {
         WrappersMP.OUTER_SAMPLE: check_prompts,

@@ -303,6 +303,8 @@ def check_what_cannot_go_together_is_told(pack, loaded):
         applied(pack, (model, clip), other)
     with refused("word: the CLIP knows another <style> already"):
         applied(pack, attached(pack, loaded), other, "<style>")
+    with refused("word: the CLIP knows another <style> already; give the identity a word of its own"):
+        attached(pack, applied(pack, loaded, word="<style>"))
     for word in ("anna", "<an na>", "<person>s"):
         with refused(f"word: {word!r} is not written like <person>"):
             applied(pack, loaded, word=word)
