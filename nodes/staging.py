@@ -129,13 +129,14 @@ class StagedPrompt:
 
     def begins(self, conditioning: Tensor) -> bool:
         """Whether a conditioning [B,T',C] is this prompt, with or without more behind it by Conditioning Concat."""
-        return torch.equal(conditioning[:, : self.plain.shape[1]], self.plain.to(conditioning))
+        plain = self.plain.to(conditioning).expand(len(conditioning), -1, -1)
+        return torch.equal(conditioning[:, : self.plain.shape[1]], plain)
 
     def at(self, timestep: int, conditioning: Tensor) -> list[Tensor]:
-        """What keys and what values see in the place of `conditioning`, which this prompt begins: [1,T',C] each."""
+        """What keys and what values see in the place of `conditioning`, which this prompt begins: [B,T',C] each."""
         rest = conditioning[:, self.plain.shape[1] :]
         pair = self.contexts[tuple(stage_of(timestep, len(word.stages)) for word in self.words)]
-        return [torch.cat([context[None].to(rest), rest], 1) for context in pair]
+        return [torch.cat([context.to(rest).expand(len(rest), -1, -1), rest], 1) for context in pair]
 
 
 def check_prompts(executor: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -178,7 +179,8 @@ def at_stage(cond: dict[str, Any], prompts: Iterable[StagedPrompt], timestep: in
     from comfy.conds import CONDCrossAttn
 
     plain = cond["model_conds"]["c_crossattn"]
-    prompt = next((prompt for prompt in prompts if prompt.begins(plain.cond)), None)
+    known = [prompt for prompt in prompts if prompt.begins(plain.cond)]
+    prompt = max(known, key=lambda prompt: prompt.plain.shape[1], default=None)  # one may be another's first chunk
     keys, values = map(CONDCrossAttn, prompt.at(timestep, plain.cond)) if prompt else (plain, plain)
     parts = {**cond["model_conds"], "c_crossattn": keys, VALUES: values}
     if "control" in cond:

@@ -251,6 +251,15 @@ def check_pictures_of_a_batch_are_those_of_each_alone(pack, loaded):
             torch.testing.assert_close(found[number : number + 1], expected, rtol=1e-3, atol=1e-3)
 
 
+def check_a_batch_of_one_prompt_is_that_prompt(pack, loaded):
+    """As nodes make it that give each picture of a batch a conditioning of its own."""
+    model, clip = applied(pack, loaded)
+    start, given, negative = noise(2), encode(clip, TEXT), encode(clip, "")
+    batched = [[tensor.repeat(2, 1, 1), about] for tensor, about in given]
+    single, both = (predictions(model, one, [300, 900], negative, 4.0, start) for one in (given, batched))
+    assert all(map(torch.equal, both, single))
+
+
 # -- prompts -----------------------------------------------------------------------------------------------------------
 
 
@@ -277,6 +286,23 @@ def check_variants_are_the_words_in_their_place(pack, checkpoint):
             theirs = clip.clone()
             theirs.tokenizer = tokenizer(clip.tokenizer, words)
             torch.testing.assert_close(context, encode(theirs, text)[0][0][0], rtol=1e-4, atol=1e-4)
+
+
+def check_of_prompts_that_begin_alike_each_has_its_own(pack):
+    """One is the first chunk of the other."""
+    from comfy.conds import CONDCrossAttn
+
+    staging = part(pack, "nodes.staging")
+    identity = random_identity(pack, num_stages=1)
+    word = staging.StagedWord("<person>", identity.plain[0], identity.stages)
+    long = torch.rand(3, 154, 8, generator=torch.Generator().manual_seed(0))
+    prompts = [staging.StagedPrompt([word], long[:1, :end], {(0,): long[1:, :end]}) for end in (77, 154)]
+    for order in (prompts, prompts[::-1]):
+        for prompt in prompts:
+            cond = {"model_conds": {"c_crossattn": CONDCrossAttn(prompt.plain)}}
+            parts = staging.at_stage(cond, order, 500)["model_conds"]
+            for name, expected in zip(("c_crossattn", staging.VALUES), prompt.contexts[(0,)], strict=True):
+                assert torch.equal(parts[name].cond[0], expected)
 
 
 def check_applied_twice_is_once(pack, loaded):
