@@ -58,8 +58,8 @@ class ApplySeFiIdentity(io.ComfyNode):
         return schema(
             "Apply SeFi Identity",
             node_id="MagiCaptureApplySeFiIdentity",
-            description="Teaches MODEL and CLIP an identity: then <person> can be written in any prompt node, and any "
-            "sampler draws it. No weight of the model changes.",
+            description="Teaches MODEL and CLIP an identity: then <person> can be written in the prompts of CLIP "
+            "Text Encode, and any sampler draws it. No weight of the model changes.",
             search_aliases=["SeFi-IDE", "one photo"],
             inputs=[
                 *checkpoint_inputs(

@@ -324,6 +324,11 @@ def check_what_cannot_go_together_is_told(pack, loaded):
     [mixed] = average(encode(clip, TEXT), encode(clip, "a garden"), 0.5)
     with refused("positive, negative: a node has mixed the prompt that holds <person>"):
         predictions(model, mixed, [500])
+    results = []
+    for given in (encode(clip, TEXT), without_stages(encode(clip, TEXT))):  # the plain word, as its page tells
+        [mixed] = average(encode(clip, "a garden"), given, 0.5)
+        results.append(predictions(model, mixed, [500])[0])
+    assert torch.equal(*results)
     other = random_identity(pack, 1, name="she")
     with refused("word: the CLIP knows another <person> already; give she a word of its own"):
         applied(pack, (model, clip), other)
