@@ -12,6 +12,9 @@ from magicapture_core.config import TrainConfig, parse_config
 from magicapture_core.dataset import encode
 from magicapture_core.fitting import resolve_dtype
 from magicapture_core.sampler import generate
+from magicapture_core.sefi import recipe, trainer
+from magicapture_core.sefi.config import SefiConfig
+from magicapture_core.sefi.identity import SefiIdentity
 from magicapture_core.trainer import train
 from magicapture_core.types import Portraits
 from tests.small import SmallRecogniser, portraits, same, small_config, weights
@@ -67,6 +70,41 @@ def test_stopping_gives_the_memory_back_and_leaves_the_model_as_it_was():
     del step, steps
     assert torch.cuda.memory_allocated(DEVICE) - allocated < 1e6
     assert same(weights(*modules), before)
+
+
+def test_an_identity_trains_in_bf16_and_goes_on_from_its_state():
+    """The fused AdamW on fp32 parameters on the card; from a state that lies on the CPU, as one out of a file does."""
+    backbone = tiny()
+    backbone.to(DEVICE, torch.bfloat16)
+    config = SefiConfig.preset("tiny").model_copy(update={"num_steps": 4, "gradient_checkpointing": True})
+    photos = recipe.encode(backbone, portraits(1))
+    before = weights(backbone.unet, backbone.text_encoder, backbone.vae)
+    whole = [step.state() for step in trainer.train(backbone, photos, config)]
+    learned = {name: value for name, value in whole[-1].items() if name.startswith("parameter.")}
+    assert {value.dtype for value in learned.values()} == {torch.float32}
+    assert all(value.isfinite().all() for value in learned.values())
+    assert not same(whole[-1], whole[-2])
+    state = {name: value.cpu() for name, value in whole[1].items()}
+    *_, resumed = trainer.train(backbone, photos, config, state)
+    assert resumed.step == 4
+    for name, value in resumed.run.state().items():
+        torch.testing.assert_close(value, whole[-1][name], rtol=0.02, atol=1e-3)
+    assert same(weights(backbone.unet, backbone.text_encoder, backbone.vae), before)
+
+
+def test_an_identity_is_sampled_as_on_the_processor():
+    """Every stage of it, keys and values each with their own; and in bf16 to a picture."""
+    stages = torch.randn(5, 2, 128, generator=torch.Generator().manual_seed(0)) * 0.1
+    told = {"name": "me", "placeholder": "<person>", "initializer": "person", "template": "a photo of {person}"}
+    person = SefiIdentity(architecture="magicapture-tiny", stages=stages, **told)
+    backbone, pictures = tiny(), []
+    for device, dtype in ((torch.device("cpu"), torch.float32), (DEVICE, torch.float32), (DEVICE, torch.bfloat16)):
+        backbone.to(device, dtype)
+        made = generate(backbone, None, "a photo of <person>", identities=[person], num_steps=5, guidance=2.0)
+        pictures.append(made.float().cpu())
+    torch.testing.assert_close(pictures[1], pictures[0], rtol=0, atol=0.01)
+    assert pictures[2].isfinite().all()
+    assert pictures[2].std() > 0.01
 
 
 def test_true_size_at_512_px_fits_a_6_gb_card(full_checkpoint, facts):
