@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from .comfy.trees import find_trees
 FULL_BYTES = 8e9
 SKIPPED = pytest.StashKey[dict[str, tuple[str, int]]]()
 FACTS = pytest.StashKey[list[str]]()
-TRUE_SIZE = "test_true_size.py"  # files whose tests hold gigabytes: they never run side by side
+# files with tests that hold gigabytes: one worker's, so that they never run side by side and share one checkpoint
+TRUE_SIZE = ("test_true_size.py", "test_backbone.py", "test_restore.py", "test_cuda.py")
 
 
 def obstacle(tier: str) -> str:
@@ -34,7 +36,8 @@ def obstacle(tier: str) -> str:
 
 def pytest_configure(config: pytest.Config) -> None:
     if is_worker(config):
-        torch.set_num_threads(1)  # the other workers have the other cores
+        workers = config.workerinput["workercount"]  # pyright: ignore[reportAttributeAccessIssue]
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))  # the other workers have the other cores
 
 
 def is_worker(config: pytest.Config) -> bool:
@@ -60,7 +63,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::")[0]
-            return TRUE_SIZE if file.endswith(TRUE_SIZE) else file
+            return "true size" if file.endswith(TRUE_SIZE) else file
 
     return ByFile(config, log)
 

@@ -95,8 +95,14 @@ def test_an_identity_trains_in_bf16_and_goes_on_from_its_state():
 def test_an_identity_is_sampled_as_on_the_processor():
     """Every stage of it, keys and values each with their own; and in bf16 to a picture."""
     stages = torch.randn(5, 2, 128, generator=torch.Generator().manual_seed(0)) * 0.1
-    told = {"name": "me", "placeholder": "<person>", "initializer": "person", "template": "a photo of {person}"}
-    person = SefiIdentity(architecture="magicapture-tiny", stages=stages, **told)
+    person = SefiIdentity(
+        name="me",
+        architecture="magicapture-tiny",
+        placeholder="<person>",
+        initializer="person",
+        stages=stages,
+        template="a photo of {person}",
+    )
     backbone, pictures = tiny(), []
     for device, dtype in ((torch.device("cpu"), torch.float32), (DEVICE, torch.float32), (DEVICE, torch.bfloat16)):
         backbone.to(device, dtype)
