@@ -47,8 +47,10 @@ class ExtendedEmbedding(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         """input_ids [B,T], those below 0 being learned: -1 is the first row -> [B,T,C] in the table's dtype."""
         old = self.base(input_ids.clamp(min=0))
+        with torch.autocast(input_ids.device.type, enabled=False):  # what is trained is to be what will be saved
+            rows = self.learned()
         # looked up, not indexed: on several threads the gradient of an index is added up in any order
-        learned = F.embedding((-1 - input_ids).clamp(min=0), self.learned())
+        learned = F.embedding((-1 - input_ids).clamp(min=0), rows)
         return torch.where((input_ids < 0)[..., None], learned.to(old.dtype), old)
 
 

@@ -7,6 +7,7 @@ import torch
 
 from magicapture_core.backbone import tiny
 from magicapture_core.estimate import estimate
+from magicapture_core.objective import autocast
 from magicapture_core.sefi.config import parse_sefi_config
 from magicapture_core.sefi.objective import plain_word
 from magicapture_core.sefi.recipe import encode
@@ -139,3 +140,15 @@ def test_the_estimate_counts_the_block(backbone, photos):
             run.begin(PHASE, {}, midway=False)
             trainable[parts] = sum(parameter.numel() for parameter in run.trainable())
     assert block - vectors >= 16 * (trainable["block"] - trainable["vectors"])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_trains_in_half_precision_is_what_is_saved(photos, dtype):
+    """The block itself computes in fp32: only its words are rounded, as those of the saved file will be."""
+    backbone, config = tiny(), settings(parts="block", learning_rate=0.01)
+    backbone.to("cpu", dtype)
+    with closing(train(backbone, photos, config)) as steps:
+        saved = next(steps).run.token().vectors
+        with autocast(backbone.unet), torch.no_grad():
+            trained = backbone.text_encoder.get_input_embeddings()(torch.arange(-1, -11, -1)[None])[0]
+    assert torch.equal(trained, saved.to(trained.dtype))
