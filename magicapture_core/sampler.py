@@ -123,8 +123,9 @@ class PromptEmbeds:
         """[B,T,C]; with words that have stages [B,2,T,C], the prompts of the keys and those of the values."""
         stages = tuple(stage_of(timestep, num_stages) for num_stages in self.vocabulary.staged.values())
         if stages not in self._known:
-            sides = [encode_prompt(self.backbone, side.encode(self.prompts)) for side in self.vocabulary.at(timestep)]
-            self._known[stages] = torch.stack(sides, 1) if stages else sides[0]
+            sides = self.vocabulary.at(timestep)[: 2 if stages else 1]
+            embeds = [encode_prompt(self.backbone, side.encode(self.prompts)) for side in sides]
+            self._known[stages] = torch.stack(embeds, 1) if stages else embeds[0]
         return self._known[stages]
 
 

@@ -182,3 +182,17 @@ def test_several_identities_and_a_lora_go_together(backbone, artifact):
     )
     assert not torch.allclose(both, other, atol=0.01)
     assert record.heatmap("<b>", (64, 64)).any()
+
+
+def test_the_text_encoder_runs_once_a_stage_and_once_for_keys_and_values_alike(backbone, artifact):
+    """Without a word of stages the keys and the values see the same prompt."""
+
+    def count(prompt, **given):
+        calls = []
+        with backbone.text_encoder.register_forward_hook(lambda *_: calls.append(1)):
+            sampler.generate(backbone, prompt=prompt, num_steps=10, **given)
+        return len(calls)
+
+    assert count("a photo of {subject}", artifact=artifact) == 1
+    identity = identity_of(backbone, stages_of(backbone))
+    assert count("a photo of <person>", artifact=None, identities=[identity]) == 2 * 5
