@@ -22,8 +22,8 @@ from ..diffusion import NUM_TIMESTEPS, add_noise
 from ..objective import Terms, autocast
 from ..sampler import encode_prompt
 from ..tokens import Vocabulary, initial_token
-from ..types import Token
-from .config import SefiConfig
+from ..types import MagiCaptureError, Token
+from .config import SLOT, SefiConfig
 
 if TYPE_CHECKING:
     from ..backbone import Backbone
@@ -75,9 +75,24 @@ class SefiObjective:
         self.backbone, self.config, self.device = backbone, config, backbone.unet.device
         self.vocabulary = Vocabulary.of(backbone.tokenizer, [token_of(config, words)])
         self._alphas_cumprod = backbone.noise_scheduler.alphas_cumprod.to(self.device)
-        reference = self.vocabulary.encode([config.sentence(config.initializer_token)])
+        reference = self._reference_ids()
         with torch.no_grad(), autocast(backbone.unet):
             self._reference = encode_prompt(backbone, reference)
+
+    def _reference_ids(self) -> Tensor:
+        """[1,T], of the sentence with the plain word.
+
+        Raises MagiCaptureError where it is not the learned sentence but for that word: each token's attention is
+        compared with that of the token in its place.
+        """
+        words = (self.config.initializer_token, self.config.placeholder_token)
+        plain, learned = self.vocabulary.at(0)[0].encode([self.config.sentence(word) for word in words])
+        if (plain < 0).any() or (learned < 0).sum() != 1 or (plain != learned).sum() != 1:
+            raise MagiCaptureError(
+                f"template: {self.config.template[:60]!r} does not hold {SLOT} as a word by itself, within the "
+                f"{len(plain) - 2} tokens of a prompt; put spaces around it, or shorten the sentence"
+            )
+        return plain[None]
 
     @contextmanager
     def terms(self, batch: Batch, weights: Terms[float]) -> Iterator[Terms[Tensor]]:
@@ -97,8 +112,17 @@ class SefiObjective:
             everywhere = torch.ones_like(noise[:, :1])
             reconstruction = losses.masked_reconstruction(noise_pred, noise, everywhere)
             nothing = torch.zeros_like(reconstruction)
-            attention = torch.stack([*differences.values()]).mean(0) if differences else nothing
+            attention = self._attention(differences or {}) if weights.attention else nothing
             yield Terms(reconstruction, attention, nothing, nothing)
+
+    def _attention(self, differences: dict[str, Tensor]) -> Tensor:
+        """[B], the mean over the layers."""
+        if not differences:
+            raise MagiCaptureError(
+                f"no attention layer works on the latent's size divided by {self.config.attention_downscale}: lower "
+                "attention_downscale"
+            )
+        return torch.stack([*differences.values()]).mean(0)
 
     def _contexts(self, timesteps: Sequence[int], with_reference: bool) -> Tensor:
         """[B,2,T,C] of keys and values, or with the reference's [B,3,T,C]; the learned ones encoded in one pass."""
@@ -131,8 +155,7 @@ def token_of(config: SefiConfig, words: nn.Module) -> Token:
 def plain_word(backbone: Backbone, config: SefiConfig) -> Tensor:
     """[C], the embedding of the plain word.
 
-    Raises MagiCaptureError when it is not one token of the vocabulary: both prompts have to have their words at the
-    same places.
+    Raises MagiCaptureError when it is not one token of the vocabulary: the learned word, which takes its place, is.
     """
     table = backbone.text_encoder.get_input_embeddings().weight
     word = TokenConfig(placeholder_token=config.placeholder_token, initializer_token=config.initializer_token)

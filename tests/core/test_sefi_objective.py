@@ -178,3 +178,26 @@ def test_a_plain_word_of_several_tokens_is_named(backbone):
         opened(backbone, initializer_token="qwertz"),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "the {person}s face",  # "persons" is one word
+        "a photo " * 60 + "of {person}",  # cut off with all that is behind the prompt's end
+        "<person> beside {person}",  # the learned word in the reference too
+    ],
+)
+def test_the_template_has_the_plain_word_where_it_has_the_learned_one(backbone, template):
+    with pytest.raises(MagiCaptureError, match=r"^template: "), opened(backbone, template=template):
+        pass
+    with opened(backbone, template="{person}'s face") as (objective, _):
+        assert terms(objective, batch(10)).attention.tolist() == [0]
+
+
+def test_an_attention_loss_that_no_layer_has_is_named(backbone):
+    """The tiny model's smallest maps have half the latent's side."""
+    with opened(backbone, moved=0.1, attention_downscale=8) as (objective, _):
+        assert (terms(objective, batch(10), RECONSTRUCTION).reconstruction > 0).all()
+        with pytest.raises(MagiCaptureError, match="lower attention_downscale"):
+            terms(objective, batch(10))
