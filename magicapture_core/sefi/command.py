@@ -25,11 +25,14 @@ def sefi(arguments: Namespace) -> Result:
 
     check_name(arguments.name)
     config = read_config(arguments)
-    portraits, notes, detector = read_photos(arguments.photo, config.resolution)
+    detector = find_detector(is_needed=arguments.recogniser is not None)
+    portraits, notes = read_photos(arguments.photo, config.resolution, detector)
     backbone = read_backbone(arguments.checkpoint)
     recogniser = load_recogniser(arguments.recogniser) if arguments.recogniser else None
     folder = arguments.output / "magicapture" / arguments.name
     with attended(config.num_steps, arguments.resume) as bar:
+        for note in notes:
+            bar.say(str(note))
         result = recipe.personalize(
             backbone,
             portraits,
@@ -72,18 +75,30 @@ def read_config(arguments: Namespace) -> SefiConfig:
     return parse_sefi_config({**PRESETS["tiny" if arguments.checkpoint is None else "standard"], **file, **given})
 
 
-def read_photos(files: list[Path], resolution: int) -> tuple[Portraits, list[PhotoNote], FaceDetector | None]:
-    """The photos, framed, with what became of each; and the detector, where the face networks are there."""
+def find_detector(is_needed: bool) -> FaceDetector | None:
+    """None without face networks, where nothing needs them: the middle of a photo does as well, which its note says.
+
+    Raises MagiCaptureError for what is missing and needed, and for what is damaged.
+    """
     from ..faces import load_face_detector
+    from ..models import FACE_NETS, find_model, models_folder
+
+    try:
+        find_model(f"faces/{FACE_NETS[0]}.npz", [models_folder()])
+    except MagiCaptureError:
+        if is_needed:
+            raise
+        return None
+    return load_face_detector()
+
+
+def read_photos(files: list[Path], resolution: int, detector: FaceDetector | None) -> tuple[Portraits, list[PhotoNote]]:
+    """The photos, framed, with what became of each."""
     from ..images import join_notes, load_photos
     from .photos import frame_photos
 
     readable, notes = load_photos(files)
     if not readable:
         raise MagiCaptureError(f"--photo: {'; '.join(f'{note.file_name}: {note.text}' for note in notes)}")
-    try:
-        detector = load_face_detector()
-    except MagiCaptureError:  # the middle of a photo does as well, which its note says
-        detector = None
     portraits, framed = frame_photos(readable, resolution, detector)
-    return portraits, join_notes(notes, framed), detector
+    return portraits, join_notes(notes, framed)

@@ -35,7 +35,7 @@ from .trainer import SefiRun, open_run
 if TYPE_CHECKING:
     from ..backbone import Backbone
 
-PERSON = "subject"  # the one whose likeness is told
+SUBJECT = "subject"  # the one whose likeness is told
 LAST = 100  # steps that the balance of the losses is told of
 
 
@@ -63,7 +63,7 @@ def personalize(
     photos; the training does not know it.
     """
     check_name(name)
-    check_photos(portraits)
+    check_photos(portraits, recogniser)
     if watch is not None:
         watch.check_patience(recogniser)
     kept = Kept(folder, key or result_key(backbone, portraits, config, recogniser, watch))
@@ -130,14 +130,14 @@ def conclude(
 def encode(backbone: Backbone, portraits: Portraits, recogniser: Recogniser | None = None) -> Photos:
     """The photos through the VAE, as they are and mirrored; with a recogniser, their faces through that."""
     mean, std = encode_images(backbone.vae, portraits.images)
-    likeness = Likeness.of(recogniser, {PERSON: portraits}, backbone.vae.device) if recogniser else None
+    likeness = Likeness.of(recogniser, {SUBJECT: portraits}, backbone.vae.device) if recogniser else None
     return Photos(mean=mean, std=std, scaling_factor=backbone.vae.config.scaling_factor, likeness=likeness)
 
 
 def views(config: SefiConfig) -> list[View]:
     """The sentence of the training, whose face is compared, and edits of it: whether the prompt is still obeyed."""
     word = config.placeholder_token
-    sentence = View(label="training", prompt=config.sentence(word), words=[word], person=PERSON)
+    sentence = View(label="training", prompt=config.sentence(word), words=[word], person=SUBJECT)
     return [sentence, *(View(label=edit, prompt=fill_word(EDITS[edit], word), words=[word]) for edit in EDITS)]
 
 
@@ -155,10 +155,15 @@ def to_identity(run: SefiRun, name: str) -> SefiIdentity:
     )
 
 
-def check_photos(portraits: Portraits) -> None:
-    """Raises MagiCaptureError without a photo."""
+def check_photos(portraits: Portraits, recogniser: Recogniser | None) -> None:
+    """Raises MagiCaptureError without a photo, and without a face for the recogniser: the likeness would silently be
+    none, and a patience never end."""
     if not len(portraits):
         raise MagiCaptureError("no photo is left: give at least one")
+    if recogniser is not None and all(face.landmarks is None for face in portraits.faces):
+        raise MagiCaptureError(
+            "recogniser: no photo shows a face to compare with; give one that does, or leave the face recogniser out"
+        )
 
 
 def result_key(

@@ -15,6 +15,7 @@ from magicapture_core.backbone import tiny
 from magicapture_core.dataset import encode
 from magicapture_core.images import load_photo
 from magicapture_core.marks import read_mark
+from magicapture_core.models import FACE_NETS
 from magicapture_core.recipe import to_artifact
 from magicapture_core.sefi.command import read_config
 from magicapture_core.sefi.identity import SefiIdentity, load, save
@@ -142,12 +143,29 @@ def test_ctrl_c_is_130_with_a_state_that_resume_goes_on_from(run, tmp_path):
     assert run(*arguments, "--resume")["resumed_from_step"] > 0
 
 
+def test_what_became_of_the_photos_is_told_before_the_training(tmp_path, capsys):
+    assert main(sefi(tmp_path, "--steps", "1")) == 0
+    said = capsys.readouterr().err
+    assert 0 < said.index("took the photo's middle") < said.index("estimate: ")
+
+
+def test_a_face_network_that_is_damaged_is_no_missing_one(tmp_path, monkeypatch, capsys):
+    nets = tmp_path / "models" / "faces"
+    nets.mkdir(parents=True)
+    for name in FACE_NETS:
+        (nets / f"{name}.npz").write_bytes(b"damaged")
+    monkeypatch.setenv("MAGICAPTURE_MODELS", str(nets.parent))
+    assert main(sefi(tmp_path, "--steps", "1")) == 2
+    assert f"{FACE_NETS[0]}.npz" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (["sefi", "--photo", "nothing.jpg", "--output", ".", "--name", "x"], "nothing.jpg: there is no such file"),
         (["generate", "--output", "."], "--lora, --identity: give one of them, or both"),
         (["generate", "--identity", "nothing.safetensors", "--output", "."], "nothing.safetensors"),
+        ([*sefi(Path("out")), "--recogniser", "net.onnx"], "models get faces"),
         ([*sefi(Path("out")), "--class-word", "grandmother"], "initializer_token"),
         ([*sefi(Path("out")), "--patience", "2", "--steps", "2"], "patience: nobody could tell"),
     ],

@@ -1,6 +1,7 @@
 """One photo to an identity's files: looks, the best, a stop, a kill, too little memory."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -217,11 +218,13 @@ def test_the_key_is_of_all_that_decides(tmp_path):
     [
         ({"name": "../up"}, "name"),
         ({"portraits": Portraits(images=torch.empty(0, 3, 64, 64), masks=torch.empty(0, 1, 64, 64))}, "no photo"),
+        ({"portraits": replace(PHOTO, faces=[replace(PHOTO.faces[0], landmarks=None)])}, "no photo shows a face"),
         ({"config": settings(initializer_token="personality")}, "initializer_token"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, given, named):
     defaults = {"portraits": PHOTO, "config": settings(), "name": "someone", "folder": tmp_path}
+    defaults["recogniser"] = SmallRecogniser()
     with pytest.raises(MagiCaptureError, match=named):
         recipe.personalize(tiny(), save=lambda made: [], **{**defaults, **given})
 
