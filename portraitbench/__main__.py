@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from magicapture_core.types import MagiCaptureError
 
 from .methods import METHODS
+
+if TYPE_CHECKING:
+    from .bars import Bar
 
 STAGES = ("vae", "text", "unet", "recognisers", "judges")
 WORKERS_HELP = "processes of one thread each"
@@ -77,13 +82,17 @@ def run_report(args: argparse.Namespace) -> None:
 
 def run_bars(args: argparse.Namespace) -> None:
     from .bars import bars
-    from .runs import lines_file, read_lines, results_key, table_key
+    from .lines import read_lines
+    from .runs import lines_file, results_key, table_key
     from .tune import table_lines
 
     key = table_key()
-    found = list(bars(table_lines(read_lines(lines_file(key)))))
+    print_bars(list(bars(table_lines(read_lines(lines_file(key))))), key, results_key())
+
+
+def print_bars(found: Sequence[Bar], key: str, today: str) -> None:
     print(*found, sep="\n")
-    if key != results_key():
+    if key != today:
         print(f"measured before the last change of the sources (key {key}): `run` measures again")
     sys.exit(0 if all(bar.holds for bar in found) else 1)
 
@@ -95,6 +104,46 @@ def run_demo(args: argparse.Namespace) -> None:
 
     made = run(args.output, lambda total, text: tqdm(total=total, desc=text))
     print(*(f"{name}: {value}" for name, value in made.items()), sep="\n")
+
+
+def run_one_photo_tune(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from .one_photo import run_all
+    from .one_photo_report import tuning_runs, tuning_scores
+    from .report import as_text, write_text
+
+    runs = tuning_runs(args.people)
+    found = tuning_scores(tqdm(run_all(runs, args.workers), "tuning", len(runs)))
+    path = write_text("one-photo-tuning.json", as_text(found))
+    print(path.read_text(encoding="utf-8"), path, sep="")
+
+
+def run_one_photo_run(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from .one_photo import run_all
+    from .one_photo_report import table_runs
+
+    runs = table_runs(args.people, args.swept)
+    for _ in tqdm(run_all(runs, args.workers), "runs", len(runs)):
+        pass
+
+
+def run_one_photo_report(args: argparse.Namespace) -> None:
+    from .one_photo_report import write_report
+
+    files = write_report()
+    print(files[0].read_text(encoding="utf-8"), *files, sep="\n")
+
+
+def run_one_photo_bars(args: argparse.Namespace) -> None:
+    from .lines import read_lines
+    from .one_photo import lines_file, results_key, table_key
+    from .one_photo_report import bars, table_lines
+
+    key = table_key()
+    print_bars(list(bars(table_lines(read_lines(lines_file(key))))), key, results_key())
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -129,7 +178,25 @@ def make_parser() -> argparse.ArgumentParser:
     report.set_defaults(run=run_report)
     bars = commands.add_parser("bars", help="what MagiCapture must show; exit 1 where it does not")
     bars.set_defaults(run=run_bars)
+    add_one_photo(commands.add_parser("one-photo", help="the second bench: SeFi-IDE, an identity out of one photo"))
     return parser
+
+
+def add_one_photo(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True)
+    tune = commands.add_parser("tune", help="choose learning rates on people that no table holds")
+    tune.add_argument("--people", type=int, default=3)
+    tune.add_argument("--workers", type=int, default=1, help=WORKERS_HELP)
+    tune.set_defaults(run=run_one_photo_tune)
+    runs = commands.add_parser("run", help="train and measure the methods on people; finished runs are kept")
+    runs.add_argument("--people", type=int, default=12, help="of the main table")
+    runs.add_argument("--swept", type=int, default=6, help="people of the sweeps")
+    runs.add_argument("--workers", type=int, default=1, help=WORKERS_HELP)
+    runs.set_defaults(run=run_one_photo_run)
+    report = commands.add_parser("report", help="write the table of all finished runs to results/, and print it")
+    report.set_defaults(run=run_one_photo_report)
+    bars = commands.add_parser("bars", help="what SeFi-IDE must show; exit 1 where it does not")
+    bars.set_defaults(run=run_one_photo_bars)
 
 
 def main() -> None:

@@ -123,6 +123,14 @@ def detection(made: Reading) -> float:
     return float(made.seen.float().mean())
 
 
+def trait_error(made: Reading, who: AnyIdentity) -> float:
+    """Mean distance of the identity parameters that the face judge reads to the true ones, 0..1, over the faces found;
+    NaN without any."""
+    shows = torch.from_numpy(who.shows())
+    target = torch.from_numpy(who.vector()).float()
+    return float((made.traits[made.seen] - target)[:, shows].abs().mean())
+
+
 def joint(reading: Reading) -> Tensor:
     return torch.cat([reading.embeddings, reading.style], 1)
 

@@ -13,9 +13,10 @@ from magicapture_core.files import write_atomic
 from magicapture_core.images import contact_sheet, load_photo, save_image
 
 from . import world
+from .lines import read_lines
 from .methods import METHODS
 from .pictures import to_arrays
-from .runs import RESULTS, Run, lines_file, photos, read_lines, strip, table_key, true_pictures
+from .runs import RESULTS, Run, lines_file, photos, strip, table_key, true_pictures
 from .table import (
     MAIN_METHODS,
     MAIN_METRICS,

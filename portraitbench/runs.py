@@ -1,20 +1,11 @@
-"""One run: a method trained on one identity and one style, and all that is measured of it, as one JSON line.
-
-Lines are kept by a key of everything they depend on, so a table can grow over days and never mixes what does not
-belong together.
-"""
+"""One run: a method trained on one identity and one style, and all that is measured of it, as one JSON line."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import closing, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from multiprocessing import get_context
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,9 +21,10 @@ from magicapture_core.heatmaps import AttentionRecord
 from magicapture_core.images import save_image
 from magicapture_core.sampler import generate
 from magicapture_core.trainer import open_run, train
-from magicapture_core.types import Face, MagiCaptureError, Portraits, Side
+from magicapture_core.types import Face, Portraits, Side
 
 from . import world
+from .lines import Line, fullest_key, key_of, run_missing, to_json
 from .measure import EDITS, Judges, csim, detection, leakage, likeness, obeyed, read, style_likeness
 from .methods import COMPOSED, METHODS, STYLE_ONLY
 from .nets import WEIGHTS, load_net, load_tiny
@@ -50,11 +42,16 @@ CORE_STAGES = (
     "kohya", "lora", "losses", "objective", "optimizers", "prompts", "restore", "run", "sampler",
     "small_recognisers", "tflite", "tokens", "trainer", "vocabulary",
 )  # fmt: skip
-ONLY_TELL = ("__main__", "bars", "check", "demo", "report", "samples", "sheet", "table", "tune")
+ONLY_TELL = ("__main__", "bars", "check", "demo", "lines", "report", "samples", "sheet", "table", "tune")
+OTHER_BENCH = "one_photo"  # its sources, which have a key of their own
 
 
 def sources() -> list[Path]:
-    bench = [path for path in Path(__file__).parent.glob("*.py") if path.stem not in ONLY_TELL]
+    bench = [
+        path
+        for path in Path(__file__).parent.glob("*.py")
+        if path.stem not in ONLY_TELL and not path.stem.startswith(OTHER_BENCH)
+    ]
     tiny = [path for part in ("vae", "unet", "text_encoder", "tokenizer") for path in (TINY_FOLDER / part).iterdir()]
     core = [CORE / f"{stage}.py" for stage in CORE_STAGES]
     return [*core, *sorted((*bench, *tiny, *WEIGHTS.glob("*.safetensors")))]
@@ -112,10 +109,7 @@ def the_bench() -> Bench:
 @cache
 def results_key() -> str:
     """A hash of all that figures depend on, as it was when this process first asked."""
-    digest = hashlib.sha256()
-    for path in sources():
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+    return key_of(sources())
 
 
 def measure_run(run: Run) -> dict[str, Any]:
@@ -147,10 +141,6 @@ def measure_run(run: Run) -> dict[str, Any]:
         edited = generate(bench.backbone, artifact, COMPOSED + text, **{**options, "num_images": EDITED})
         figures[edit] = obeyed(edit, read(bench.judges, edited))
     return {**vars(run), "figures": {name: to_json(value) for name, value in figures.items()}}
-
-
-def to_json(figure: float) -> float | None:
-    return None if math.isnan(figure) else round(figure, 5)
 
 
 def strip(images: Tensor) -> Tensor:
@@ -225,55 +215,10 @@ def lines_file(key: str | None = None) -> Path:
 
 def table_key() -> str:
     """Today's sources', or where nothing was measured with them yet, the key of the fullest table of before."""
-    measured = {path.stem.removeprefix("runs-"): len(read_lines(path)) for path in RESULTS.glob("runs-*.jsonl")}
-    return results_key() if results_key() in measured else max(measured, key=measured.__getitem__, default="")
+    return fullest_key(RESULTS, "runs", results_key())
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Finished runs; a line that was cut off is none."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        with suppress(ValueError):
-            lines.append(json.loads(line))
-    return lines
-
-
-def add_line(path: Path, line: Mapping[str, Any]) -> None:
-    """In one write at the file's end, so that several processes may add theirs."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab", buffering=0) as file:
-        file.write((json.dumps(line) + "\n").encode())
-
-
-def run_all(runs: Sequence[Run], workers: int = 1) -> Iterator[dict[str, Any]]:
-    """Each run's line: those that are kept first, then the others as they are measured.
-
-    Raises MagiCaptureError at once when weights are missing; for a run that failed, after all others are done.
-    """
+def run_all(runs: Sequence[Run], workers: int = 1) -> Iterator[Line]:
+    """Each run's line, see `run_missing`. Raises MagiCaptureError at once when weights are missing too."""
     the_bench()
-    path = lines_file()
-    kept = {Run.of(line): line for line in read_lines(path)}
-    yield from (kept[run] for run in runs if run in kept)
-    failed: list[tuple[Run, MagiCaptureError]] = []
-    for run, measured in measuring([run for run in runs if run not in kept], workers):
-        try:
-            line = measured()
-        except MagiCaptureError as error:
-            failed.append((run, error))
-            continue
-        add_line(path, line)
-        yield line
-    if failed:
-        run, error = failed[0]
-        raise MagiCaptureError(f"{len(failed)} of {len(runs)} runs failed, the first is {run}: {error}") from error
-
-
-def measuring(runs: Sequence[Run], workers: int) -> Iterator[tuple[Run, Callable[[], dict[str, Any]]]]:
-    """Every run with what gives its line: here, one after the other, or in order of completion from several processes
-    of one thread each, which two cores do faster than one process of two threads."""
-    if workers == 1:
-        yield from ((run, partial(measure_run, run)) for run in runs)
-        return
-    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        futures = {pool.submit(measure_run, run): run for run in runs}
-        yield from ((futures[future], future.result) for future in as_completed(futures))
+    yield from run_missing(runs, measure_run, lines_file(), Run.of, workers)

@@ -83,11 +83,11 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return float(sample.mean()), float(low), float(high)
 
 
-def means(lines: Sequence[Mapping[str, Any]]) -> list[Row]:
+def means(lines: Sequence[Mapping[str, Any]], metrics: Iterable[str] = METRICS) -> list[Row]:
     """Every method's every metric."""
     return [
         row(method, metric, list(pairs.values()))
-        for metric in METRICS
+        for metric in metrics
         for method, pairs in by_pair(lines, metric).items()
     ]
 
@@ -138,9 +138,15 @@ def to_json(key: str, rows: Sequence[Row], ahead: Sequence[Row]) -> dict[str, An
 
 
 def to_markdown(rows: Sequence[Row], metrics: Sequence[str], methods: Collection[str] = METHODS) -> str:
-    """A method a line in the order of METHODS, a metric a column: mean [lo, hi]."""
+    """Of these methods, in the order of METHODS."""
+    names = {name: method.title for name, method in METHODS.items() if name in methods}
+    return markdown(rows, {metric: TITLES[metric] for metric in metrics}, names)
+
+
+def markdown(rows: Sequence[Row], metrics: Mapping[str, str], methods: Mapping[str, str]) -> str:
+    """A method a line, where something of it is told, and a metric a column, both by their titles: mean [lo, hi]."""
     cells = {(row.method, row.metric): f"{row.mean:.3f} [{row.lo:.3f}, {row.hi:.3f}]" for row in rows}
-    present = [name for name in METHODS if name in methods and any(row.method == name for row in rows)]
-    lines = [["", *(TITLES[metric] for metric in metrics)], ["---"] * (len(metrics) + 1)]
-    lines += [[METHODS[method].title, *(cells.get((method, metric), "") for metric in metrics)] for method in present]
+    present = {name: title for name, title in methods.items() if any(row.method == name for row in rows)}
+    lines = [["", *metrics.values()], ["---"] * (len(metrics) + 1)]
+    lines += [[title, *(cells.get((method, metric), "") for metric in metrics)] for method, title in present.items()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

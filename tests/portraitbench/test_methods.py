@@ -12,7 +12,7 @@ from magicapture_core.backbone import tiny
 from magicapture_core.config import TrainConfig
 from magicapture_core.dataset import encode, step_items
 from magicapture_core.types import MagiCaptureError
-from portraitbench import runs, world
+from portraitbench import lines, runs, world
 from portraitbench.measure import energy_distance
 from portraitbench.methods import METHODS, OURS, PASSES, Unmasked, merge, passes
 from tests.small import portraits
@@ -95,23 +95,23 @@ def test_a_run_that_fails_is_told_after_the_others_are_done(tmp_path, monkeypatc
     asked = [runs.Run(method="dreambooth", pair=pair, seed=0) for pair in range(3)]
     with pytest.raises(MagiCaptureError, match=r"1 of 3 runs failed.*pair=0.*not a number"):
         list(runs.run_all(asked))
-    assert [line["pair"] for line in runs.read_lines(runs.lines_file())] == [1, 2]
+    assert [line["pair"] for line in lines.read_lines(runs.lines_file())] == [1, 2]
 
 
 def test_two_writers_lose_nothing_and_a_torn_line_is_none(tmp_path):
     file = tmp_path / "folder" / "runs.jsonl"
-    runs.add_line(file, {"a": 1})
-    kept_by_another = runs.read_lines(file)
-    runs.add_line(file, {"b": 2})
+    lines.add_line(file, {"a": 1})
+    kept_by_another = lines.read_lines(file)
+    lines.add_line(file, {"b": 2})
     assert kept_by_another == [{"a": 1}]
     with file.open("a") as end:
         end.write('{"c": ')
-    assert runs.read_lines(file) == [{"a": 1}, {"b": 2}]
+    assert lines.read_lines(file) == [{"a": 1}, {"b": 2}]
 
 
 def test_what_could_not_be_measured_is_null():
-    assert runs.to_json(float("nan")) is None
-    assert runs.to_json(0.123456789) == 0.12346
+    assert lines.to_json(float("nan")) is None
+    assert lines.to_json(0.123456789) == 0.12346
 
 
 def test_references_are_pictures_that_no_training_saw():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from magicapture_core.images import load_photo, save_image
-from portraitbench import report, runs, table, tune, world
+from portraitbench import lines, report, runs, table, tune, world
 from portraitbench.methods import METHODS
 from portraitbench.parameters import Identity
 
@@ -81,7 +81,7 @@ def test_skin_tones_are_three_parts_from_light_to_dark():
 def test_the_report_writes_tables_and_a_grid_of_what_this_machine_made(tmp_path):
     done = tune.table_runs(["dreambooth", "magicapture"], report.GRID_PAIRS, 1)
     for run in done:
-        runs.add_line(runs.lines_file(), line(run))
+        lines.add_line(runs.lines_file(), line(run))
     assert [file.name for file in report.write_report()] == ["table.md", "table.json"]
     data = json.loads((tmp_path / "table.json").read_text())
     assert data["key"] == runs.results_key()
@@ -97,7 +97,7 @@ def test_the_report_writes_tables_and_a_grid_of_what_this_machine_made(tmp_path)
 def test_rivals_and_split_adapters_have_small_tables_of_their_own(tmp_path):
     """Beside what they are compared with, and only where one of them was measured."""
     for run in tune.table_runs(["untouched", "magicapture", "split"], 1, 1):
-        runs.add_line(runs.lines_file(), line(run))
+        lines.add_line(runs.lines_file(), line(run))
     report.write_report()
     main, *small = (tmp_path / "table.md").read_text().split("\n## ")
     assert METHODS["split"].title not in main
@@ -127,7 +127,7 @@ def test_a_table_of_before_counts_until_todays_sources_are_measured(tmp_path, mo
     assert runs.table_key() == ""
     for key, count in (("old", 1), ("older", 2)):
         for pair in range(count):
-            runs.add_line(runs.lines_file(key), line(runs.Run(method="truth", pair=pair, seed=0)))
+            lines.add_line(runs.lines_file(key), line(runs.Run(method="truth", pair=pair, seed=0)))
     assert runs.table_key() == "older"
-    runs.add_line(runs.lines_file(), line(runs.Run(method="truth", pair=0, seed=0)))
+    lines.add_line(runs.lines_file(), line(runs.Run(method="truth", pair=0, seed=0)))
     assert runs.table_key() == "today"

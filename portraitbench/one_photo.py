@@ -1,0 +1,327 @@
+"""The second bench: one photo of one person, the model frozen, and how much of the person and of the prompt comes out.
+
+SeFi-IDE, its ablations and Textual Inversion are configurations of the core's own trainer, with the same number of UNet
+passes. Lines are kept as those of the first bench are, under a key of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from magicapture_core.backbone import TINY_FOLDER, Backbone
+from magicapture_core.files import write_atomic
+from magicapture_core.images import save_image
+from magicapture_core.sampler import generate
+from magicapture_core.sefi.config import PRESETS, SefiConfig, parse_sefi_config
+from magicapture_core.sefi.identity import SefiIdentity
+
+from . import world
+from .labels import ATTRIBUTES
+from .lines import Line, fullest_key, key_of, run_missing, to_json
+from .measure import Judges, Reading, csim, detection, read, trait_error
+from .nets import WEIGHTS, load_tiny
+from .pictures import CACHE, to_arrays
+from .world import Picture, Split
+
+RESULTS = Path(__file__).parent / "results"
+CORE = TINY_FOLDER.parent
+KIND = "one-photo"
+OTHERS, MADE, EDITED = 16, 16, 4  # pictures of the person to compare with; made; made of each edit
+SAMPLING: dict[str, Any] = {"num_steps": 20, "guidance": 2.5}
+SIZE = 64
+OURS, UNTOUCHED = "full", "untouched"
+PICTURES = ".png"  # of a run, a strip of one without and one with each edit
+BASE = PRESETS["tiny"]
+FAMILIES = ("attributes", "accessories", "backgrounds")
+# What a run's figures depend on, beside the weights and the tiny model.
+CORE_STAGES = (
+    "attention", "backbone", "config", "dataset", "diffusion", "face_nets", "faces", "kohya", "lora", "losses",
+    "objective", "optimizers", "prompts", "restore", "run", "sampler", "sefi/config", "sefi/identity",
+    "sefi/objective", "sefi/stages", "sefi/trainer", "small_recognisers", "tflite", "tokens", "vocabulary",
+)  # fmt: skip
+BENCH_STAGES = (
+    "accessories", "background", "captions", "cat", "clothes", "draw", "face", "features", "hair", "labels", "measure",
+    "nets", "one_photo", "parameters", "pictures", "portrait", "views", "world",
+)  # fmt: skip
+
+Reader = Callable[[Tensor], Tensor]  # stages [S,2,C] -> [S',2,C], what of them is used
+
+
+class Edit(NamedTuple):
+    """Words behind the prompt, and whether a judge finds what they ask for in a picture."""
+
+    family: str
+    text: str
+    found: Callable[[Reading, int], bool]
+
+
+def has(attribute: str) -> Callable[[Reading, int], bool]:
+    return lambda reading, row: bool(reading.attributes[row, ATTRIBUTES.index(attribute)])
+
+
+def shows(name: str, word: str) -> Callable[[Reading, int], bool]:
+    return lambda reading, row: reading.words[row][name] == word
+
+
+# Those that the untouched model obeys in at least 60 % of its pictures; the README tells which it does not.
+EDITS: dict[str, Edit] = {
+    "blond_hair": Edit("attributes", " with short blond hair", shows("hair_color", "blond")),
+    "pink_hair": Edit("attributes", " with short pink hair", shows("hair_color", "pink")),
+    "beard": Edit("attributes", " with a beard", has("beard")),
+    "glasses": Edit("accessories", " wearing glasses", has("glasses")),
+    "red_cap": Edit("accessories", " wearing a red cap", has("cap")),
+    "red_hat": Edit("accessories", " wearing a red hat", shows("hat", "hat")),
+    "blue_scarf": Edit("accessories", " wearing a blue scarf", shows("neckwear", "scarf")),
+    "green_background": Edit("backgrounds", ", in front of a plain green background", shows("background", "green")),
+    "blue_background": Edit("backgrounds", ", in front of a plain blue background", shows("background", "blue")),
+    "pink_background": Edit("backgrounds", ", in front of a plain pink background", shows("background", "pink")),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """changes: to BASE; None trains nothing, and the prompt has the plain word. learning_rate: by how much BASE's is
+    multiplied, as `tune` found best. reader: what of the learned words is used.
+    """
+
+    title: str
+    changes: Mapping[str, Any] | None = field(default_factory=dict)
+    learning_rate: float = 1.0
+    reader: Reader = lambda stages: stages
+
+    def config(self, seed: int, learning_rate_factor: float = 1.0) -> SefiConfig:
+        values = {**BASE, **(self.changes or {}), "seed": seed}
+        values["learning_rate"] *= self.learning_rate * learning_rate_factor
+        return parse_sefi_config(values)
+
+
+def passes(config: SefiConfig) -> int:
+    """Of the UNet."""
+    return config.num_steps * config.accumulate
+
+
+def ordinary(stages: Tensor, roles: slice = slice(None)) -> Tensor:
+    """The mean of all words [S,2,C], or of those for the keys or the values, as one word for all: [1,2,C]."""
+    return stages[:, roles].mean((0, 1)).expand(1, 2, -1)
+
+
+VECTORS = {"parts": "vectors", "attention_weight": 0}
+VECTORS_RATE, TI_RATE = 10.0, 10.0  # of BASE's
+WEIGHTS_TRIED, STAGES_TRIED = (1e-4, 1e-3, 1e-2, 5e-2), (1, 3, 10)  # beside the whole method's 0.003 and 5
+
+METHODS: dict[str, Method] = {
+    UNTOUCHED: Method(title="untouched model", changes=None),
+    "textual_inversion": Method(
+        title="Textual Inversion",
+        changes={**VECTORS, "num_stages": 1, "key_value_split": False},
+        learning_rate=TI_RATE,
+    ),
+    "stages": Method(
+        title="words of five stages", changes={**VECTORS, "key_value_split": False}, learning_rate=VECTORS_RATE
+    ),
+    "split": Method(title="+ keys and values apart", changes=VECTORS, learning_rate=VECTORS_RATE),
+    "loss": Method(title="+ attention loss", changes={"parts": "vectors"}, learning_rate=VECTORS_RATE),
+    OURS: Method(title="SeFi-IDE: + self-attention block"),
+    "plain": Method(title="SeFi-IDE's mean as an ordinary word", reader=ordinary),
+    "plain_keys": Method(title="the mean of its keys' words", reader=lambda stages: ordinary(stages, slice(0, 1))),
+    "plain_values": Method(title="the mean of its values' words", reader=lambda stages: ordinary(stages, slice(1, 2))),
+}
+WEIGHT_SWEEP = {f"weight_{weight:g}": weight for weight in WEIGHTS_TRIED}
+STAGE_SWEEP = {f"stages_{count}": count for count in STAGES_TRIED}
+METHODS |= {
+    name: Method(title=f"attention loss at {weight:g}", changes={"attention_weight": weight})
+    for name, weight in WEIGHT_SWEEP.items()
+}
+METHODS |= {
+    name: Method(title=f"{count} stage{'s' * (count > 1)}", changes={"num_stages": count})
+    for name, count in STAGE_SWEEP.items()
+}
+
+
+def sources() -> list[Path]:
+    tiny = [path for part in ("vae", "unet", "text_encoder", "tokenizer") for path in (TINY_FOLDER / part).iterdir()]
+    bench = [Path(__file__).parent / f"{stage}.py" for stage in BENCH_STAGES]
+    return [*(CORE / f"{stage}.py" for stage in CORE_STAGES), *sorted((*bench, *tiny, *WEIGHTS.glob("*.safetensors")))]
+
+
+@cache
+def results_key() -> str:
+    """A hash of all that figures depend on, as it was when this process first asked."""
+    return key_of(sources())
+
+
+def lines_file(key: str | None = None) -> Path:
+    return RESULTS / f"{KIND}-{key or results_key()}.jsonl"
+
+
+def table_key() -> str:
+    """Today's, or where nothing was measured with it yet, the key of the fullest table of before."""
+    return fullest_key(RESULTS, KIND, results_key())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Its address. The factor multiplies the method's own rate."""
+
+    method: str
+    person: int
+    seed: int = 0
+    split: Split = "test"
+    learning_rate_factor: float = 1.0
+
+    @classmethod
+    def of(cls, line: Line) -> Run:
+        return cls(**{name: line[name] for name in cls.__dataclass_fields__})
+
+    @property
+    def config(self) -> SefiConfig:
+        return METHODS[self.method].config(self.seed, self.learning_rate_factor)
+
+    def file(self, suffix: str) -> Path:
+        """One that is kept on this machine."""
+        return CACHE / KIND / results_key() / ("-".join(map(str, vars(self).values())) + suffix)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Bench:
+    """What all runs share, loaded once."""
+
+    backbone: Backbone
+    judges: Judges
+
+
+@cache
+def the_bench() -> Bench:
+    """This process's one. Raises MagiCaptureError when weights are missing or belong to another world."""
+    return Bench(backbone=load_tiny(), judges=Judges.load())
+
+
+class Photos(NamedTuple):
+    """Of one person: the one that is trained on, and others to compare with."""
+
+    trained: Picture
+    unseen: list[Picture]
+
+
+def photos(run: Run) -> Photos:
+    """The first close-up, as the training's sentence says and as photos are cropped; and the first others."""
+    pictures = world.subject_photos(run.split, run.person, 2 * OTHERS, SIZE, SIZE)
+    one = next(picture for picture in pictures if picture.scene.setting.framing == "close-up")
+    return Photos(one, [picture for picture in pictures if picture is not one][:OTHERS])
+
+
+def measure_run(run: Run) -> dict[str, Any]:
+    """Trains, measures against pictures that no training saw, keeps a strip of what was made.
+
+    Returns the line: the run's address and its figures, None where one could not be measured.
+    """
+    bench = the_bench()
+    identity = learned(run)
+    prompt = run.config.sentence(identity.placeholder if identity else run.config.initializer_token)
+
+    def made(text: str, count: int) -> Tensor:
+        options = {**SAMPLING, "seed": 1000 * run.seed, "num_images": count}
+        return generate(bench.backbone, None, prompt + text, identities=[identity] if identity else [], **options)
+
+    pictures = {"": made("", MADE)} | {edit: made(EDITS[edit].text, EDITED) for edit in EDITS}
+    save_image(torch.cat([images[0] for images in pictures.values()], -1), run.file(PICTURES))
+    seen = {name: read(bench.judges, images) for name, images in pictures.items()}
+    of_person = read(bench.judges, to_arrays(photos(run).unseen).tensor())
+    who = world.identity(run.split, run.person)
+    unedited = seen.pop("")
+    figures = {
+        "csim": csim(unedited, of_person),
+        "detection": detection(unedited),
+        "trait_error": trait_error(unedited, who),
+        "edited_csim": mean(csim(reading, of_person) for reading in seen.values()),
+        "edited_detection": mean(detection(reading) for reading in seen.values()),
+        **obedience(seen),
+        "unasked": mean(share(edit, unedited) for edit in EDITS),
+    }
+    return {**vars(run), "figures": {name: to_json(value) for name, value in figures.items()}}
+
+
+def obedience(seen: Mapping[str, Reading]) -> dict[str, float]:
+    """The share of each edit's pictures that obey; of each family the mean over its edits, and of all families."""
+    shares = {edit: share(edit, reading) for edit, reading in seen.items()}
+    families = {
+        family: mean(value for edit, value in shares.items() if EDITS[edit].family == family) for family in FAMILIES
+    }
+    return {**shares, **families, "editability": mean(families.values())}
+
+
+def share(edit: str, reading: Reading) -> float:
+    """Of the pictures, those in which a judge finds what the edit asks for."""
+    return mean(EDITS[edit].found(reading, row) for row in range(len(reading.words)))
+
+
+def learned(run: Run) -> SefiIdentity | None:
+    """What the run's prompts call the person by; None for the plain word."""
+    method, config, bench = METHODS[run.method], run.config, the_bench()
+    if method.changes is None:
+        return None
+    return SefiIdentity(
+        name=run.method,
+        architecture=bench.backbone.architecture,
+        placeholder=config.placeholder_token,
+        initializer=config.initializer_token,
+        stages=method.reader(trained(run)),
+        template=config.template,
+    )
+
+
+def trained(run: Run) -> Tensor:
+    """[S,2,C], of the method's whole training; kept on this machine, for the methods that share one."""
+    told = f"{run.split}/{run.person}/{run.config.model_dump_json()}"
+    path = CACHE / KIND / results_key() / f"{sha256(told.encode()).hexdigest()[:16]}.safetensors"
+    if not path.exists():
+        stages = train_words(run)
+        write_atomic(path, lambda file: save_file({"stages": stages}, file))
+    return load_file(path)["stages"]
+
+
+def train_words(run: Run) -> Tensor:
+    from magicapture_core.dataset import ItemKey
+    from magicapture_core.objective import Terms
+    from magicapture_core.sefi import objective as core
+    from magicapture_core.sefi.stages import stage_words
+    from magicapture_core.tokens import extended
+
+    backbone, config = the_bench().backbone, run.config
+    words = stage_words(config, core.plain_word(backbone, config), torch.Generator().manual_seed(run.seed))
+    with torch.no_grad():
+        posterior = backbone.vae.encode(to_arrays([photos(run).trained]).tensor() * 2 - 1).latent_dist
+    encoded = core.Photos(
+        mean=posterior.mean[None], std=posterior.std[None], scaling_factor=backbone.vae.config.scaling_factor
+    )
+    parameters = [*words.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0)
+    with extended(backbone.text_encoder, words):
+        objective = core.SefiObjective(backbone, config, words)
+        for step in range(config.num_steps):
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * (1 - step / config.num_steps)
+            items = [ItemKey(phase="sefi", step=step, group=group, task="source") for group in range(config.accumulate)]
+            weights = Terms(1.0, config.attention_weight, 0.0, 0.0)
+            with objective.terms(encoded.draw(config, items), weights) as terms:
+                terms.weighed(weights).mean().backward()
+            torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+    return words().detach().unflatten(0, (-1, 2)).contiguous()
+
+
+def run_all(runs: Sequence[Run], workers: int = 1) -> Iterator[Line]:
+    """Each run's line, see `run_missing`. Raises MagiCaptureError at once when weights are missing too."""
+    the_bench()
+    yield from run_missing(runs, measure_run, lines_file(), Run.of, workers)
