@@ -47,7 +47,7 @@ FAMILIES = ("attributes", "accessories", "backgrounds")
 CORE_STAGES = (
     "attention", "backbone", "config", "dataset", "diffusion", "face_nets", "faces", "kohya", "lora", "losses",
     "objective", "optimizers", "prompts", "restore", "run", "sampler", "sefi/config", "sefi/identity",
-    "sefi/objective", "sefi/stages", "sefi/trainer", "small_recognisers", "tflite", "tokens", "vocabulary",
+    "sefi/objective", "sefi/stages", "small_recognisers", "tflite", "tokens", "vocabulary",
 )  # fmt: skip
 BENCH_STAGES = (
     "accessories", "background", "captions", "cat", "clothes", "draw", "face", "features", "hair", "labels", "measure",
