@@ -36,8 +36,8 @@ from .world import Picture, Split
 RESULTS = Path(__file__).parent / "results"
 CORE = TINY_FOLDER.parent
 KIND = "one-photo"
-OTHERS, MADE, EDITED = 16, 16, 4  # pictures of the person to compare with; made; made of each edit
-SAMPLING: dict[str, Any] = {"num_steps": 20, "guidance": 2.5}
+OTHERS, MADE, EDITED = 16, 24, 2  # pictures of the person to compare with; made; made of each edit
+SAMPLING: dict[str, Any] = {"num_steps": 12, "guidance": 4.0}
 SIZE = 64
 OURS, UNTOUCHED = "full", "untouched"
 PICTURES = ".png"  # of a run, a strip of one without and one with each edit
@@ -116,7 +116,7 @@ def ordinary(stages: Tensor, roles: slice = slice(None)) -> Tensor:
 
 
 VECTORS = {"parts": "vectors", "attention_weight": 0}
-VECTORS_RATE, TI_RATE = 10.0, 10.0  # of BASE's
+VECTORS_RATE, TI_RATE = 30.0, 30.0  # of BASE's
 WEIGHTS_TRIED, STAGES_TRIED = (1e-4, 1e-3, 1e-2, 5e-2), (1, 3, 10)  # beside the whole method's 0.003 and 5
 
 METHODS: dict[str, Method] = {

@@ -51,7 +51,7 @@ SWEEPS = {
 }
 PEOPLE, SWEPT_PEOPLE = 12, 6  # of the main table and of the sweeps
 EDITABILITY_SLACK = 0.05
-RATE_FACTORS = (0.3, 1.0, 3.0)
+RATE_FACTORS = (0.1, 0.3, 1.0)
 TUNED = ("textual_inversion", "loss", OURS)
 GRID_PEOPLE, ENLARGE = 3, 2
 GRID_METHODS = (UNTOUCHED, "textual_inversion", "split", "loss", OURS)
@@ -106,11 +106,13 @@ def write_report() -> list[Path]:
         (
             f"# {len({line['person'] for line in lines})} people, one photo of each, key {key}",
             "Mean and 95 % interval by bootstrap over people.",
-            markdown(rows, METRICS, main),
+            markdown(rows, SMALL_METRICS, main),
             "SeFi-IDE minus the others, person by person:",
-            markdown(differences, METRICS, main),
+            markdown(differences, SMALL_METRICS, main),
             "The others minus the untouched model, person by person:",
-            markdown(harm, METRICS, main),
+            markdown(harm, SMALL_METRICS, main),
+            "By family, and what else is measured:",
+            markdown(rows, {name: title for name, title in METRICS.items() if name not in SMALL_METRICS}, main),
             "Edit by edit, the share of the pictures that obey:",
             markdown(rows, {edit: edit.replace("_", " ") for edit in EDITS}, main),
             *(part for title, methods in SWEEPS.items() for part in sweep(lines, title, methods)),

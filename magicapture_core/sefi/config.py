@@ -115,7 +115,7 @@ PRESETS: dict[SefiPreset, dict[str, Any]] = {
         "attention_downscale": 1,
         "accumulate": 8,
         "batch_size": 8,
-        "num_steps": 150,
+        "num_steps": 100,
         "learning_rate": 1e-3,
     },
 }
