@@ -106,6 +106,14 @@ def run_demo(args: argparse.Namespace) -> None:
     print(*(f"{name}: {value}" for name, value in made.items()), sep="\n")
 
 
+def run_one_photo_prompts(args: argparse.Namespace) -> None:
+    from .one_photo import obeyed_untouched
+    from .report import as_text, write_text
+
+    path = write_text("one-photo-prompts.json", as_text(obeyed_untouched()))
+    print(path.read_text(encoding="utf-8"), path, sep="")
+
+
 def run_one_photo_tune(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
@@ -184,6 +192,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def add_one_photo(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(required=True)
+    prompts = commands.add_parser("prompts", help="which edits the untouched model obeys at all")
+    prompts.set_defaults(run=run_one_photo_prompts)
     tune = commands.add_parser("tune", help="choose learning rates on people that no table holds")
     tune.add_argument("--people", type=int, default=3)
     tune.add_argument("--workers", type=int, default=1, help=WORKERS_HELP)

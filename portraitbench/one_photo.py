@@ -7,6 +7,7 @@ passes. Lines are kept as those of the first bench are, under a key of their own
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
@@ -19,11 +20,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from magicapture_core.backbone import TINY_FOLDER, Backbone
+from magicapture_core.dataset import encode_images
 from magicapture_core.files import write_atomic
 from magicapture_core.images import save_image
 from magicapture_core.sampler import generate
 from magicapture_core.sefi.config import PRESETS, SefiConfig, parse_sefi_config
 from magicapture_core.sefi.identity import SefiIdentity
+from magicapture_core.sefi.objective import Photos as Encoded
+from magicapture_core.sefi.trainer import train
 
 from . import world
 from .labels import ATTRIBUTES
@@ -38,7 +42,7 @@ CORE = TINY_FOLDER.parent
 KIND = "one-photo"
 OTHERS, MADE, EDITED = 16, 24, 2  # pictures of the person to compare with; made; made of each edit
 SAMPLING: dict[str, Any] = {"num_steps": 12, "guidance": 4.0}
-SIZE = 64
+SIZE, CANDIDATES_SEED = 64, 500_000
 OURS, UNTOUCHED = "full", "untouched"
 PICTURES = ".png"  # of a run, a strip of one without and one with each edit
 BASE = PRESETS["tiny"]
@@ -47,45 +51,71 @@ FAMILIES = ("attributes", "accessories", "backgrounds")
 CORE_STAGES = (
     "attention", "backbone", "config", "dataset", "diffusion", "face_nets", "faces", "kohya", "lora", "losses",
     "objective", "optimizers", "prompts", "restore", "run", "sampler", "sefi/config", "sefi/identity",
-    "sefi/objective", "sefi/stages", "small_recognisers", "tflite", "tokens", "vocabulary",
+    "sefi/objective", "sefi/stages", "sefi/trainer", "small_recognisers", "tflite", "tokens", "vocabulary",
 )  # fmt: skip
 BENCH_STAGES = (
     "accessories", "background", "captions", "cat", "clothes", "draw", "face", "features", "hair", "labels", "measure",
     "nets", "one_photo", "parameters", "pictures", "portrait", "views", "world",
 )  # fmt: skip
 
+Found = Callable[[Reading, int], bool]  # of a picture of these
 Reader = Callable[[Tensor], Tensor]  # stages [S,2,C] -> [S',2,C], what of them is used
 
 
 class Edit(NamedTuple):
-    """Words behind the prompt, and whether a judge finds what they ask for in a picture."""
+    """Words behind the sentence, or before the person; and whether a judge finds in a picture what they ask for."""
 
     family: str
-    text: str
-    found: Callable[[Reading, int], bool]
+    behind: str
+    found: Found
+    before: str = ""
+
+    def prompt(self, config: SefiConfig, word: str) -> str:
+        return config.sentence(self.before + word) + self.behind
 
 
-def has(attribute: str) -> Callable[[Reading, int], bool]:
+def has(attribute: str) -> Found:
     return lambda reading, row: bool(reading.attributes[row, ATTRIBUTES.index(attribute)])
 
 
-def shows(name: str, word: str) -> Callable[[Reading, int], bool]:
+def shows(name: str, word: str) -> Found:
     return lambda reading, row: reading.words[row][name] == word
 
 
-# Those that the untouched model obeys in at least 60 % of its pictures; the README tells which it does not.
-EDITS: dict[str, Edit] = {
-    "blond_hair": Edit("attributes", " with short blond hair", shows("hair_color", "blond")),
-    "pink_hair": Edit("attributes", " with short pink hair", shows("hair_color", "pink")),
+def wears(text: str, found: Found) -> Edit:
+    return Edit("accessories", f" wearing {text}", found)
+
+
+def has_hair(color: str) -> Edit:
+    return Edit("attributes", f" with short {color} hair", shows("hair_color", color))
+
+
+def stands_before(color: str) -> Edit:
+    return Edit("backgrounds", f", in front of a plain {color} background", shows("background", color))
+
+
+CANDIDATES: dict[str, Edit] = {
+    **{f"{color}_hair": has_hair(color) for color in ("blond", "pink", "blue", "grey", "black")},
     "beard": Edit("attributes", " with a beard", has("beard")),
-    "glasses": Edit("accessories", " wearing glasses", has("glasses")),
-    "red_cap": Edit("accessories", " wearing a red cap", has("cap")),
-    "red_hat": Edit("accessories", " wearing a red hat", shows("hat", "hat")),
-    "blue_scarf": Edit("accessories", " wearing a blue scarf", shows("neckwear", "scarf")),
-    "green_background": Edit("backgrounds", ", in front of a plain green background", shows("background", "green")),
-    "blue_background": Edit("backgrounds", ", in front of a plain blue background", shows("background", "blue")),
-    "pink_background": Edit("backgrounds", ", in front of a plain pink background", shows("background", "pink")),
+    "old": Edit("attributes", "", has("old"), before="old "),
+    "eyes_closed": Edit("attributes", ", eyes closed", has("eyes_closed")),
+    "glasses": wears("glasses", has("glasses")),
+    "earrings": wears("earrings", has("earrings")),
+    "red_cap": wears("a red cap", has("cap")),
+    "red_hat": wears("a red hat", shows("hat", "hat")),
+    "red_beanie": wears("a red beanie", shows("hat", "beanie")),
+    "blue_scarf": wears("a blue scarf", shows("neckwear", "scarf")),
+    **{f"{color}_background": stands_before(color) for color in ("green", "blue", "pink")},
+    "stripes": Edit("backgrounds", ", in front of a white background with blue stripes", shows("pattern", "stripes")),
 }
+LEAST_OBEYED = 0.6  # share of its pictures in which the untouched model obeys, as `prompts` measured; less says nothing
+EDITS = {
+    name: CANDIDATES[name]
+    for name in (
+        "pink_hair", "beard", "glasses", "red_cap", "red_hat", "red_beanie", "blue_scarf", "green_background",
+        "blue_background", "pink_background",
+    )
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,13 +257,14 @@ def measure_run(run: Run) -> dict[str, Any]:
     """
     bench = the_bench()
     identity = learned(run)
-    prompt = run.config.sentence(identity.placeholder if identity else run.config.initializer_token)
+    word = identity.placeholder if identity else run.config.initializer_token
 
-    def made(text: str, count: int) -> Tensor:
+    def made(prompt: str, count: int) -> Tensor:
         options = {**SAMPLING, "seed": 1000 * run.seed, "num_images": count}
-        return generate(bench.backbone, None, prompt + text, identities=[identity] if identity else [], **options)
+        return generate(bench.backbone, None, prompt, identities=[identity] if identity else [], **options)
 
-    pictures = {"": made("", MADE)} | {edit: made(EDITS[edit].text, EDITED) for edit in EDITS}
+    pictures = {"": made(run.config.sentence(word), MADE)}
+    pictures |= {name: made(edit.prompt(run.config, word), EDITED) for name, edit in EDITS.items()}
     save_image(torch.cat([images[0] for images in pictures.values()], -1), run.file(PICTURES))
     seen = {name: read(bench.judges, images) for name, images in pictures.items()}
     of_person = read(bench.judges, to_arrays(photos(run).unseen).tensor())
@@ -262,7 +293,18 @@ def obedience(seen: Mapping[str, Reading]) -> dict[str, float]:
 
 def share(edit: str, reading: Reading) -> float:
     """Of the pictures, those in which a judge finds what the edit asks for."""
-    return mean(EDITS[edit].found(reading, row) for row in range(len(reading.words)))
+    return mean(CANDIDATES[edit].found(reading, row) for row in range(len(reading.words)))
+
+
+def obeyed_untouched() -> dict[str, float]:
+    """The share of each candidate that the untouched model obeys, in pictures of seeds of their own."""
+    bench, config = the_bench(), METHODS[UNTOUCHED].config(0)
+    options = {**SAMPLING, "seed": CANDIDATES_SEED, "num_images": MADE}
+
+    def pictures(edit: Edit) -> Tensor:
+        return generate(bench.backbone, None, edit.prompt(config, config.initializer_token), **options)
+
+    return {name: share(name, read(bench.judges, pictures(edit))) for name, edit in CANDIDATES.items()}
 
 
 def learned(run: Run) -> SefiIdentity | None:
@@ -291,34 +333,13 @@ def trained(run: Run) -> Tensor:
 
 
 def train_words(run: Run) -> Tensor:
-    from magicapture_core.dataset import ItemKey
-    from magicapture_core.objective import Terms
-    from magicapture_core.sefi import objective as core
-    from magicapture_core.sefi.stages import stage_words
-    from magicapture_core.tokens import extended
-
+    """[S,2,C], by the core's trainer."""
     backbone, config = the_bench().backbone, run.config
-    words = stage_words(config, core.plain_word(backbone, config), torch.Generator().manual_seed(run.seed))
-    with torch.no_grad():
-        posterior = backbone.vae.encode(to_arrays([photos(run).trained]).tensor() * 2 - 1).latent_dist
-    encoded = core.Photos(
-        mean=posterior.mean[None], std=posterior.std[None], scaling_factor=backbone.vae.config.scaling_factor
-    )
-    parameters = [*words.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0)
-    with extended(backbone.text_encoder, words):
-        objective = core.SefiObjective(backbone, config, words)
-        for step in range(config.num_steps):
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * (1 - step / config.num_steps)
-            items = [ItemKey(phase="sefi", step=step, group=group, task="source") for group in range(config.accumulate)]
-            weights = Terms(1.0, config.attention_weight, 0.0, 0.0)
-            with objective.terms(encoded.draw(config, items), weights) as terms:
-                terms.weighed(weights).mean().backward()
-            torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-    return words().detach().unflatten(0, (-1, 2)).contiguous()
+    mean, std = encode_images(backbone.vae, to_arrays([photos(run).trained]).tensor())
+    encoded = Encoded(mean=mean, std=std, scaling_factor=backbone.vae.config.scaling_factor)
+    with closing(train(backbone, encoded, config)) as steps:
+        *_, token = (step.run.token() for step in steps if step.step == step.num_steps)
+    return token.vectors.unflatten(0, (-1, 2))
 
 
 def run_all(runs: Sequence[Run], workers: int = 1) -> Iterator[Line]:

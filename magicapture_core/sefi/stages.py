@@ -58,15 +58,16 @@ class SelfAttentionBlock(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 _draw(layer, generator)
-        nn.init.zeros_(self.narrow.weight)
-        nn.init.zeros_(self.narrow.bias)
+        for layer in (self.narrow, *(attention.outward for attention in self.attentions)):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(self) -> Tensor:
         states = self.plain[None]
         for norm, attention in zip(self.norms, self.attentions, strict=False):
             states = states + attention(norm(states))
         content, gate = self.widen(self.norms[2](states)).chunk(2, -1)
-        return self.plain + self.narrow(content * F.gelu(gate)).view(-1, len(self.plain))
+        return states + self.narrow(content * F.gelu(gate)).view(-1, len(self.plain))
 
 
 class WordAttention(nn.Module):

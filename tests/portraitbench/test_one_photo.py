@@ -17,6 +17,7 @@ from portraitbench.labels import ATTRIBUTES
 from portraitbench.one_photo import EDITS, FAMILIES, METHODS, OURS, UNTOUCHED, Run
 from tests.portraitbench.test_measure import reading
 
+SHOWN = one_photo.RESULTS  # what is committed
 TRAINED = [name for name, method in METHODS.items() if method.changes is not None]
 
 
@@ -88,6 +89,22 @@ def test_edits_are_read_by_the_judges_family_by_family():
     assert found["editability"] == pytest.approx(sum(found[family] for family in FAMILIES) / len(FAMILIES))
 
 
+def test_edits_are_those_that_the_untouched_model_obeys():
+    """As measured and committed; what it does not obey could not show what a learned word spoils."""
+    obeyed = json.loads((SHOWN / "one-photo-prompts.json").read_text())
+    assert set(obeyed) == set(one_photo.CANDIDATES)
+    assert {name for name, share in obeyed.items() if share >= one_photo.LEAST_OBEYED} == set(EDITS)
+
+
+def test_an_edit_stands_behind_the_sentence_or_before_the_person():
+    config = METHODS[OURS].config(0)
+    prompts = {name: one_photo.CANDIDATES[name].prompt(config, "<person>") for name in ("old", "glasses")}
+    assert prompts == {
+        "old": "a photo of the face of old <person>",
+        "glasses": "a photo of the face of <person> wearing glasses",
+    }
+
+
 def test_one_photo_is_trained_on_and_others_are_compared_with():
     person = one_photo.photos(Run(method=OURS, person=1, split="tuning"))
     assert person.trained.scene.setting.framing == "close-up"
@@ -154,7 +171,7 @@ DECIDES_NOTHING = {  # reached by the trainer and the sampler, and of no weight 
 
 
 def test_every_source_that_decides_a_figure_is_in_the_key():
-    core = reached(one_photo.CORE, ["sefi/objective", "sefi/stages", "sampler"])
+    core = reached(one_photo.CORE, ["sefi/trainer", "sampler"])
     assert core - DECIDES_NOTHING <= set(one_photo.CORE_STAGES)
     bench = reached(Path(one_photo.__file__).parent, ["one_photo"])
     assert bench - {"lines"} == set(one_photo.BENCH_STAGES)
