@@ -146,7 +146,7 @@ def ordinary(stages: Tensor, roles: slice = slice(None)) -> Tensor:
 
 
 VECTORS = {"parts": "vectors", "attention_weight": 0}
-VECTORS_RATE, TI_RATE = 30.0, 30.0  # of BASE's
+VECTORS_RATE, TI_RATE = 100.0, 300.0  # of BASE's
 WEIGHTS_TRIED, STAGES_TRIED = (1e-4, 1e-3, 1e-2, 5e-2), (1, 3, 10)  # beside the whole method's 0.003 and 5
 
 METHODS: dict[str, Method] = {

@@ -39,11 +39,12 @@ class StageVectors(nn.Module):
 class SelfAttentionBlock(nn.Module):
     """One transformer block over the plain word P, whose feed-forward part ends in all vectors:
 
-    x = P + attn(LN P), x = x + attn(LN x), P_1 .. P_n = P + FF(LN x), FF a GEGLU of four times the width.
+    x = P + attn(LN P), x = x + attn(LN x), P_1 .. P_n = x + FF(LN x), FF a GEGLU of four times the width.
 
     After ProSpect's (arXiv 2305.16225), which the paper builds on; its own structure is not published
-    (reconstruction). Ours: P is added at the end and the last layer starts at zero, so that training starts at the
-    plain word; and there is no dropout, which of a single input would be noise alone and make resuming inexact.
+    (reconstruction). Ours: x is added at the end, so that what all stages have in common is learned from all of them,
+    and the last layer of each part starts at zero, so that training starts at the plain word; and there is no dropout,
+    which of a single input would be noise alone and make resuming inexact.
     """
 
     def __init__(self, plain: Tensor, count: int, generator: torch.Generator) -> None:

@@ -123,6 +123,8 @@ def test_a_run_is_trained_once_for_all_methods_that_share_it_and_every_figure_is
     monkeypatch.setattr(one_photo, "MADE", 1)
     monkeypatch.setattr(one_photo, "EDITED", 1)
     monkeypatch.setitem(one_photo.BASE, "num_steps", 1)
+    edits = {name: EDITS[name] for name in ("beard", "glasses", "blue_background")}
+    monkeypatch.setattr(one_photo, "EDITS", edits)
     train, trainings = one_photo.train_words, []
 
     def counted(run: Run) -> torch.Tensor:
@@ -133,9 +135,9 @@ def test_a_run_is_trained_once_for_all_methods_that_share_it_and_every_figure_is
     asked = [Run(method=name, person=0, split="tuning") for name in (UNTOUCHED, OURS, "plain")]
     measured = list(one_photo.run_all(asked))
     assert trainings == [OURS]
-    assert set(measured[0]["figures"]) == {*one_photo_report.METRICS, *EDITS}
+    assert set(measured[0]["figures"]) == {*one_photo_report.METRICS, *edits}
     assert lines.read_lines(one_photo.lines_file()) == measured
-    assert load_photo(asked[0].file(one_photo.PICTURES)).shape == (3, 64, 64 * (1 + len(EDITS)))
+    assert load_photo(asked[0].file(one_photo.PICTURES)).shape == (3, 64, 64 * (1 + len(edits)))
     stages = one_photo.trained(asked[1])
     assert stages.shape == (5, 2, 128)
     identity = one_photo.learned(asked[2])
@@ -212,6 +214,13 @@ def test_the_report_tells_means_differences_sweeps_and_shows_what_this_machine_m
     assert load_photo(grid).shape[2] > 128 * (2 + len(EDITS))
 
 
+def test_the_readmes_rows_are_those_of_the_measurement():
+    section = (SHOWN.parent / "README.md").read_text(encoding="utf-8").split("\n## One photo")[1]
+    table = SHOWN / "one-photo.md"
+    measured = table.read_text(encoding="utf-8").splitlines() if table.exists() else []
+    assert [row for row in section.splitlines() if row.startswith("|") and "[" in row and row not in measured] == []
+
+
 def test_bars_hold_and_miss_and_tell_what_was_not_measured():
     done = one_photo_report.table_runs()
     told = {OURS: (0.3, 0.86), "textual_inversion": (0.2, 0.5), UNTOUCHED: (0.0, 0.9)}
@@ -232,7 +241,7 @@ def test_learning_rates_are_chosen_on_people_that_no_table_holds():
     tried = one_photo_report.tuning_runs(2)
     assert {run.split for run in tried} == {"tuning"}
     scores = one_photo_report.tuning_scores(line(run, csim=run.learning_rate_factor / 10 + run.person) for run in tried)
-    assert set(scores) == set(one_photo_report.TUNED)
+    assert set(scores) == {UNTOUCHED, *one_photo_report.TUNED}
     rates = {
         METHODS[OURS].config(0, factor).learning_rate: 0.5 + factor / 10 for factor in one_photo_report.RATE_FACTORS
     }
