@@ -199,7 +199,7 @@ def add_one_photo(parser: argparse.ArgumentParser) -> None:
     tune.add_argument("--workers", type=int, default=1, help=WORKERS_HELP)
     tune.set_defaults(run=run_one_photo_tune)
     runs = commands.add_parser("run", help="train and measure the methods on people; finished runs are kept")
-    runs.add_argument("--people", type=int, default=8, help="of the main table")
+    runs.add_argument("--people", type=int, default=10, help="of the main table")
     runs.add_argument("--swept", type=int, default=4, help="people of the sweeps")
     runs.add_argument("--workers", type=int, default=1, help=WORKERS_HELP)
     runs.set_defaults(run=run_one_photo_run)

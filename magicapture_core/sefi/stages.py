@@ -21,16 +21,16 @@ def stage_words(config: SefiConfig, plain: Tensor, generator: torch.Generator) -
     """plain: [C], the embedding of the plain word. Draws what is random from the generator, on the CPU."""
     roles = 2 if config.key_value_split else 1
     kind: Callable[..., nn.Module] = SelfAttentionBlock if config.parts == "block" else StageVectors
-    words = kind(plain.detach().cpu().float(), config.num_stages, roles, generator)
+    words = kind(plain.detach().cpu().float(), config.num_stages * roles, generator)
     return words if config.key_value_split else Shared(words)
 
 
 class StageVectors(nn.Module):
     """The vectors themselves. [n,C]."""
 
-    def __init__(self, plain: Tensor, num_stages: int, roles: int, generator: torch.Generator) -> None:
+    def __init__(self, plain: Tensor, count: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.vectors = nn.Parameter(plain.repeat(num_stages * roles, 1))
+        self.vectors = nn.Parameter(plain.repeat(count, 1))
 
     def forward(self) -> Tensor:
         return self.vectors
@@ -39,39 +39,34 @@ class StageVectors(nn.Module):
 class SelfAttentionBlock(nn.Module):
     """One transformer block over the plain word P, whose feed-forward part ends in all vectors:
 
-    x = P + attn(LN P), x = x + attn(LN x), P_1 .. P_n = x + FF(LN x) / S, FF a GEGLU of four times the width.
+    x = P + attn(LN P), x = x + attn(LN x), P_1 .. P_n = P + FF(LN x), FF a GEGLU of four times the width.
 
     After ProSpect's (arXiv 2305.16225), which the paper builds on; its own structure is not published
-    (reconstruction). Ours: x is added at the end, so that what the stages have in common is learned from all of them,
-    and a stage's own part, which sees one of S noise levels, moves 1 / S as fast: measured on PortraitBench, likeness
-    comes from the former and forgotten words from the latter. The last layer of each part starts at zero, so that
-    training starts at the plain word; and there is no dropout, which of a single input would be noise alone and make
-    resuming inexact.
+    (reconstruction). Ours: P is added at the end and the last layer starts at zero, so that training starts at the
+    plain word; and there is no dropout, which of a single input would be noise alone and make resuming inexact.
     """
 
-    def __init__(self, plain: Tensor, num_stages: int, roles: int, generator: torch.Generator) -> None:
+    def __init__(self, plain: Tensor, count: int, generator: torch.Generator) -> None:
         super().__init__()
-        width, self.num_stages = len(plain), num_stages
+        width = len(plain)
         self.plain: Tensor
         self.register_buffer("plain", plain)
-        attentions = [WordAttention(width) for _ in range(2)]
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
-        self.attentions = nn.ModuleList(attentions)
+        self.attentions = nn.ModuleList(WordAttention(width) for _ in range(2))
         self.widen = nn.Linear(width, 2 * WIDENING * width)
-        self.narrow = nn.Linear(WIDENING * width, num_stages * roles * width)
+        self.narrow = nn.Linear(WIDENING * width, count * width)
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 _draw(layer, generator)
-        for last in (*(attention.outward for attention in attentions), self.narrow):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        nn.init.zeros_(self.narrow.weight)
+        nn.init.zeros_(self.narrow.bias)
 
     def forward(self) -> Tensor:
         states = self.plain[None]
         for norm, attention in zip(self.norms, self.attentions, strict=False):
             states = states + attention(norm(states))
         content, gate = self.widen(self.norms[2](states)).chunk(2, -1)
-        return states + self.narrow(content * F.gelu(gate)).view(-1, len(self.plain)) / self.num_stages
+        return self.plain + self.narrow(content * F.gelu(gate)).view(-1, len(self.plain))
 
 
 class WordAttention(nn.Module):
