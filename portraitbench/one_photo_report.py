@@ -51,7 +51,7 @@ SWEEPS = {
 }
 PEOPLE, SWEPT_PEOPLE = 10, 4  # of the main table and of the sweeps
 EDITABILITY_SLACK = 0.05
-RATE_FACTORS = (0.3, 1.0, 3.0, 10.0, 30.0)
+RATE_FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 TUNED = ("textual_inversion", "loss", OURS)
 GRID_PEOPLE, ENLARGE = 3, 2
 GRID_METHODS = (UNTOUCHED, "textual_inversion", "inversion_likest", "split", "loss", OURS)

@@ -116,7 +116,7 @@ PRESETS: dict[SefiPreset, dict[str, Any]] = {
         "accumulate": 8,
         "batch_size": 8,
         "num_steps": 100,
-        "learning_rate": 3e-06,
+        "learning_rate": 3e-5,
     },
 }
 
