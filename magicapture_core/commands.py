@@ -187,7 +187,8 @@ class _Given:
         if arguments.lora is None and not arguments.identity:
             raise MagiCaptureError("--lora, --identity: give one of them, or both")
         artifact = artifacts.load(arguments.lora) if arguments.lora else None
-        return cls(artifact=artifact, identities=told_apart([load(file) for file in arguments.identity]))
+        words = [token.placeholder for token in artifact.tokens] if artifact else []
+        return cls(artifact=artifact, identities=told_apart([load(file) for file in arguments.identity], words))
 
     @property
     def name(self) -> str:
@@ -201,12 +202,14 @@ class _Given:
 
     @property
     def prompt(self) -> str:
-        """Where the user gives none: that of the training; of an identity and a LoRA, the person in the style."""
-        from .sefi.prompts import IN_A_STYLE
+        """Where the user gives none: that of the training, with everybody in it; of identities and a LoRA, the people
+        in the style."""
+        from .sefi.prompts import IN_A_STYLE, everybody, fill_word
 
-        if self.artifact is None:
-            return self.identities[0].template
-        return IN_A_STYLE if self.identities else self.artifact.composed_prompt
+        if self.artifact and not self.identities:
+            return self.artifact.composed_prompt
+        sentence = IN_A_STYLE if self.artifact else self.identities[0].template
+        return fill_word(sentence, everybody(len(self.identities)))
 
     def sampling(self, arguments: Namespace, bar: Any) -> dict[str, Any]:
         from .sefi.prompts import fill_people

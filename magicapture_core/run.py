@@ -87,6 +87,11 @@ class TrainStep(Generic[AnyRun]):
     seconds: float
     run: AnyRun
 
+    @property
+    def attention_share(self) -> float:
+        """The weighed attention loss beside the reconstruction: too small it does nothing, too large it does all."""
+        return self.run.weights(self.phase).attention * self.losses.attention / self.losses.reconstruction
+
     def state(self) -> State:
         """Copies of all that `advance` needs to go on exactly from here."""
         return {"step": torch.tensor(self.step), **self.run.state()}

@@ -196,7 +196,8 @@ class Attendant:
         if self._resume and not self._bar.n:
             self.say(f"goes on at step {step.step}" if step.step > 1 else "no state to go on from")
         self._bar.update(step.step - self._bar.n)
-        self._bar.set_postfix(phase=step.phase, loss=f"{step.losses.total:.4f}")
+        attention = f"{step.attention_share:.1%}"
+        self._bar.set_postfix(phase=step.phase, loss=f"{step.losses.total:.4f}", attention=attention)
         self._stop_if_asked()
 
     def sampling(self, step: int, num_steps: int) -> None:

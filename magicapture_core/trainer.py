@@ -19,7 +19,7 @@ from .config import TrainConfig
 from .dataset import Batch, Dataset, ItemKey, step_items
 from .losses import AttentionLoss
 from .objective import Objective, Terms
-from .run import State, TrainingRun, TrainStep, advance, checkpointed, go_back_to
+from .run import State, TrainingRun, TrainStep, advance, checkpointed
 from .tokens import Vocabulary
 from .types import Token
 
@@ -44,14 +44,6 @@ def train(
     """
     with open_run(backbone, dataset, config, attention_loss) as run:
         yield from advance(run, resume)
-
-
-@contextmanager
-def reopened(backbone: Backbone, dataset: Dataset, config: TrainConfig, state: State) -> Iterator[Run]:
-    """The run as it was when it left the state, to be looked at."""
-    with open_run(backbone, dataset, config) as run:
-        go_back_to(run, state)
-        yield run
 
 
 @contextmanager

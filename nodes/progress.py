@@ -68,7 +68,7 @@ class Progress:
             left = (step.num_steps - step.step) * self._seconds / 60
             self._show(
                 f"{step.phase}, step {step.step} of {step.num_steps}\n"  # the page breaks long lines inside numbers
-                f"loss {step.losses.reconstruction:.4f}, attention {step.losses.attention:.4f}\n"
+                f"loss {step.losses.reconstruction:.4f}, attention {step.attention_share:.1%} of it\n"
                 f"{self._seconds:.2f} s a step, {left:.1f} minutes left"
             )
         model_management.throw_exception_if_processing_interrupted()  # pressed meanwhile

@@ -56,7 +56,7 @@ def sefi(arguments: Namespace) -> Result:
     identity, embedding = result.files
     said: Result = {"identity": str(identity), "embedding": str(embedding)}
     said |= {"prompt": fill_word(EDITS["glasses"], load(identity).placeholder)}
-    said |= {"photos": [str(note) for note in notes], "balance": recipe.describe_balance(result.told.history, config)}
+    said |= {"photos": [str(note) for note in notes]}
     said |= told(result, folder) | {"model": backbone.architecture}
     if arguments.checkpoint is None:
         said["note"] = TINY_NOTE

@@ -22,6 +22,7 @@ from ..types import MagiCaptureError, Token
 
 STAGES = "stages"  # the tensor's name
 MAX_STAGES = 100
+MAX_TEXT = 300  # characters of a sentence
 PLAIN = "_sefi"  # behind the name of the plain embedding
 
 
@@ -98,6 +99,8 @@ def load(path: Path) -> SefiIdentity:
             raise MagiCaptureError(f"magicapture.identity is damaged: it lacks one of {', '.join((*words, STAGES))}")
         if not re.fullmatch(PLACEHOLDER_PATTERN, words["placeholder"]):
             raise MagiCaptureError(f"its word is written {words['placeholder'][:60]!r}, not like <person>")
+        if words["template"].count("{person}") != 1 or not all(map(is_one_line, words.values())):
+            raise MagiCaptureError("its sentence or its plain word is damaged: a short line, with {person} once")
         identity = SefiIdentity(
             name=path.stem,
             architecture=metadata.get("modelspec.architecture", "").removesuffix(f"/{KIND}"),
@@ -143,6 +146,11 @@ def inspect(path: Path) -> dict[str, Any]:
         "config": identity.config,
         "other_fields": identity.metadata,
     }
+
+
+def is_one_line(text: str) -> bool:
+    """Whether a stranger's text may go to a terminal and into a prompt."""
+    return text.isprintable() and 0 < len(text) <= MAX_TEXT
 
 
 def check_stages(stages: Tensor) -> Tensor:

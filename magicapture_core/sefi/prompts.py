@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from ..types import MagiCaptureError
@@ -19,15 +19,21 @@ IN_A_STYLE = "A photo of {person} in the {style} style"  # of an identity togeth
 SLOT = r"\{person(?:_([2-9]|[1-9][0-9]))?\}"
 
 
-def told_apart(identities: Sequence[SefiIdentity]) -> list[SefiIdentity]:
-    """The same, where two have the same word the later with a number: <person>, <person_2>."""
+def told_apart(identities: Sequence[SefiIdentity], words: Collection[str] = ()) -> list[SefiIdentity]:
+    """The same, where two have the same word the later with a number: <person>, <person_2>. words: that are taken."""
     apart: list[SefiIdentity] = []
     for identity in identities:
-        taken, word, number = {other.placeholder for other in apart}, identity.placeholder, 2
+        taken, word, number = {*words, *(other.placeholder for other in apart)}, identity.placeholder, 2
         while word in taken:
             word, number = f"{identity.placeholder[:-1]}_{number}>", number + 1
         apart.append(replace(identity, placeholder=word))
     return apart
+
+
+def everybody(count: int) -> str:
+    """The slots of so many people in one sentence: `{person}, {person_2} and {person_3}`."""
+    slots = ["{person}", *(f"{{person_{number}}}" for number in range(2, count + 1))]
+    return " and ".join([", ".join(slots[:-1]), slots[-1]] if count > 1 else slots)
 
 
 def fill_word(prompt: str, word: str) -> str:

@@ -20,7 +20,7 @@ from magicapture_core.recipe import to_artifact
 from magicapture_core.sefi.command import read_config
 from magicapture_core.sefi.identity import SefiIdentity, load, save
 from magicapture_core.sefi.photos import frame_photos
-from magicapture_core.sefi.prompts import fill_people, told_apart
+from magicapture_core.sefi.prompts import everybody, fill_people, told_apart
 from magicapture_core.trainer import open_run
 from magicapture_core.types import MagiCaptureError
 from tests.core.test_artifact import make_artifact
@@ -67,7 +67,6 @@ def test_a_photo_an_identity_pictures_attention_inspect_forget(run, tmp_path, ca
     assert "tiny" in made["note"]
     assert made["prompt"] == "a photo of <person> wearing glasses"
     assert (made["steps"], made["resumed_from_step"]) == (2, 0)
-    assert "weighed by 0.003" in made["balance"]
     assert made["photos"][0].startswith("+ person_1.jpg: took the photo's middle, 640 pixels: no face networks")
     assert all(Path(made[file]).is_file() for file in ("identity", "embedding", "preview"))
     assert len(list(Path(made["looks"]).iterdir())) == 1
@@ -116,9 +115,13 @@ def test_people_with_the_same_word_are_told_apart(run, tmp_path):
     assert run("generate", *people, *sampling, "--prompt", "{person} and {person_2}")["prompt"] == (
         "<person> and <person_2>"
     )
+    sentence = run("generate", *people, *sampling)["prompt"]
+    assert sentence == "a photo of the face of <person> and <person_2>"
     words = ["<person>", "<person>", "<person_2>", "<ann>"]
     given = told_apart([identity(placeholder=word) for word in words])
     assert [one.placeholder for one in given] == ["<person>", "<person_2>", "<person_2_2>", "<ann>"]
+    assert [one.placeholder for one in told_apart(given[:1], ["<person>"])] == ["<person_2>"]
+    assert everybody(3) == "{person}, {person_2} and {person_3}"
     assert fill_people("{person_4} {subject} {person}", given) == "<ann> {subject} <person>"
     with pytest.raises(MagiCaptureError, match=r"prompt: \{person_2\} has no identity"):
         fill_people("{person_2}", given[:1])

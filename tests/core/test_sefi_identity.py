@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,10 @@ from safetensors.torch import load_file, save_file
 from magicapture_core.sefi import identity as identities
 from magicapture_core.sefi.identity import SefiIdentity
 from magicapture_core.types import TINY, MagiCaptureError
+
+
+def told(**changes):
+    return json.dumps({"placeholder": "<person>", "initializer": "person", "template": "a {person}"} | changes)
 
 
 @pytest.fixture
@@ -65,6 +70,9 @@ def test_the_file_says_what_to_write(ada, tmp_path):
         ({"modelspec.architecture": ""}, "128 channels, which does not fit any model"),
         ({"magicapture.identity": "{"}, "magicapture.identity is damaged"),
         ({"magicapture.identity": "{}"}, "magicapture.identity is damaged"),
+        ({"magicapture.identity": told(template="a photo of nobody")}, "with {person} once"),
+        ({"magicapture.identity": told(template="a {person}" + " very" * 99)}, "a short line"),
+        ({"magicapture.identity": told(initializer="per\x1b[2Json")}, "a short line"),
         ({"magicapture.identity": '{"placeholder": "person", "initializer": "", "template": ""}'}, "not like <person>"),
     ],
 )
