@@ -19,7 +19,7 @@ test: setup
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m pyright
-	$(PYTHON) -m pytest --numprocesses 2
+	$(PYTHON) -m pytest --numprocesses 2 --no-loadscope-reorder
 
 pretrain: setup
 	$(PYTHON) -m portraitbench pretrain

@@ -127,9 +127,10 @@ class Method:
     changes: Mapping[str, Any] | None = field(default_factory=dict)
     reader: Reader = lambda stages: stages
 
-    def config(self, seed: int, learning_rate_factor: float = 1.0) -> SefiConfig:
+    def config(self, seed: int, learning_rate_factor: float = 1.0, attention_factor: float = 1.0) -> SefiConfig:
         values = {**BASE, **(self.changes or {}), "seed": seed}
         values["learning_rate"] *= learning_rate_factor
+        values["attention_weight"] *= attention_factor
         return parse_sefi_config(values)
 
 
@@ -202,21 +203,22 @@ def table_key() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Its address. The factor multiplies the method's own rate."""
+    """Its address. The factors multiply the method's own rate and the weight of its attention loss."""
 
     method: str
     person: int
     seed: int = 0
     split: Split = "test"
     learning_rate_factor: float = 1.0
+    attention_factor: float = 1.0
 
     @classmethod
     def of(cls, line: Line) -> Run:
-        return cls(**{name: line[name] for name in cls.__dataclass_fields__})
+        return cls(**{name: line[name] for name in cls.__dataclass_fields__ if name in line})
 
     @property
     def config(self) -> SefiConfig:
-        return METHODS[self.method].config(self.seed, self.learning_rate_factor)
+        return METHODS[self.method].config(self.seed, self.learning_rate_factor, self.attention_factor)
 
     def file(self, suffix: str) -> Path:
         """One that is kept on this machine."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -51,8 +52,11 @@ SWEEPS = {
 }
 PEOPLE, SWEPT_PEOPLE = 10, 4  # of the main table and of the sweeps
 EDITABILITY_SLACK = 0.05
-RATE_FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
-TUNED = ("textual_inversion", "loss", OURS)
+TUNED = {  # rates and weights of the attention loss that are tried, as multiples of the method's own
+    "textual_inversion": ((1.0, 3.0, 10.0, 30.0), (1.0,)),
+    "loss": ((0.3, 1.0), (1.0, 10.0, 100.0, 1000.0)),
+    OURS: ((1.0, 3.0), (1.0, 10.0, 100.0, 1000.0)),
+}
 GRID_PEOPLE, ENLARGE = 3, 2
 GRID_METHODS = (UNTOUCHED, "textual_inversion", "inversion_likest", "split", "loss", OURS)
 
@@ -66,27 +70,28 @@ def table_runs(people: int = PEOPLE, swept_people: int = SWEPT_PEOPLE) -> list[R
 
 
 def tuning_runs(people: int) -> list[Run]:
-    tried = [(UNTOUCHED, 1.0), *((name, factor) for name in TUNED for factor in RATE_FACTORS)]
+    tried = [(name, *factors) for name, grid in TUNED.items() for factors in product(*grid)]
     return [
-        Run(method=name, person=person, split="tuning", learning_rate_factor=factor)
+        Run(method=name, person=person, split="tuning", learning_rate_factor=rate, attention_factor=weight)
         for person in range(people)
-        for name, factor in tried
+        for name, rate, weight in [(UNTOUCHED, 1.0, 1.0), *tried]
     ]
 
 
-def tuning_scores(lines: Iterable[Line]) -> dict[str, dict[float, dict[str, float]]]:
-    """method -> learning rate -> the figures that the choice is made by, means over people."""
-    found: dict[str, dict[float, list[Mapping[str, float]]]] = defaultdict(lambda: defaultdict(list))
+def tuning_scores(lines: Iterable[Line]) -> dict[str, dict[str, dict[str, float]]]:
+    """method -> learning rate and weight -> the figures that the choice is made by, means over people."""
+    found: dict[str, dict[str, list[Mapping[str, float]]]] = defaultdict(lambda: defaultdict(list))
     for line in lines:
         run = Run.of(line)
         if run.split == "tuning":
-            found[run.method][run.config.learning_rate].append(line["figures"])
+            settings = f"rate {run.config.learning_rate:g}, weight {run.config.attention_weight:g}"
+            found[run.method][settings].append(line["figures"])
     return {
         method: {
-            rate: {metric: round(mean(one[metric] for one in figures), 4) for metric in SMALL_METRICS}
-            for rate, figures in sorted(rates.items())
+            settings: {metric: round(mean(one[metric] for one in figures), 4) for metric in SMALL_METRICS}
+            for settings, figures in tried.items()
         }
-        for method, rates in found.items()
+        for method, tried in found.items()
     }
 
 

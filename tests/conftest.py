@@ -18,8 +18,8 @@ from .comfy.trees import find_trees
 FULL_BYTES = 8e9
 SKIPPED = pytest.StashKey[dict[str, tuple[str, int]]]()
 FACTS = pytest.StashKey[list[str]]()
-# files with tests that hold gigabytes: one worker's, so that they never run side by side and share one checkpoint
-TRUE_SIZE = ("test_true_size.py", "test_backbone.py", "test_restore.py", "test_cuda.py")
+# One worker's: what shares a ComfyUI server, and what holds gigabytes, which then never runs side by side
+LARGE = ("tests/comfy/", "tests/full/", "tests/gpu/", "tests/core/test_backbone.py", "tests/core/test_restore.py")
 
 
 def obstacle(tier: str) -> str:
@@ -35,9 +35,11 @@ def obstacle(tier: str) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if is_worker(config):
+    if is_worker(config):  # the other workers have the other cores; so it is for the servers that a test starts
         workers = config.workerinput["workercount"]  # pyright: ignore[reportAttributeAccessIssue]
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))  # the other workers have the other cores
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 def is_worker(config: pytest.Config) -> bool:
@@ -46,6 +48,8 @@ def is_worker(config: pytest.Config) -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if is_worker(config):  # what takes minutes first, so that no worker is left alone with it in the end
+        items.sort(key=lambda item: not any(item.get_closest_marker(tier) for tier in ("comfy", "full")))
     skipped = config.stash.setdefault(SKIPPED, {})
     for tier in ("comfy", "page", "full", "gpu"):
         members = [item for item in items if item.get_closest_marker(tier)]
@@ -57,13 +61,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A file is one worker's, since its tests share what is dear to make; so are all that hold gigabytes."""
+    """A file is one worker's, since its tests share what is dear to make; so are all files of LARGE together."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::")[0]
-            return "true size" if file.endswith(TRUE_SIZE) else file
+            return LARGE[0] if file.startswith(LARGE) else file
 
     return ByFile(config, log)
 

@@ -240,10 +240,9 @@ def test_bars_hold_and_miss_and_tell_what_was_not_measured():
 def test_learning_rates_are_chosen_on_people_that_no_table_holds():
     tried = one_photo_report.tuning_runs(2)
     assert {run.split for run in tried} == {"tuning"}
-    scores = one_photo_report.tuning_scores(line(run, csim=run.learning_rate_factor / 10 + run.person) for run in tried)
+    scores = one_photo_report.tuning_scores(line(run, csim=run.attention_factor / 10 + run.person) for run in tried)
     assert set(scores) == {UNTOUCHED, *one_photo_report.TUNED}
-    rates = {
-        METHODS[OURS].config(0, factor).learning_rate: 0.5 + factor / 10 for factor in one_photo_report.RATE_FACTORS
-    }
-    assert {rate: score["csim"] for rate, score in scores[OURS].items()} == pytest.approx(rates)
+    config = METHODS[OURS].config(0, 3.0, 10.0)
+    found = scores[OURS][f"rate {config.learning_rate:g}, weight {config.attention_weight:g}"]
+    assert found["csim"] == pytest.approx(0.5 + 1)
     assert one_photo_report.table_lines(line(run) for run in tried) == []
