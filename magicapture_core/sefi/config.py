@@ -112,6 +112,7 @@ PRESETS: dict[SefiPreset, dict[str, Any]] = {
     "standard": {},
     "tiny": {
         "resolution": 64,
+        "attention_weight": 0.003,
         "attention_downscale": 1,
         "accumulate": 8,
         "batch_size": 8,
