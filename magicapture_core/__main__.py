@@ -154,7 +154,10 @@ def build_parser() -> argparse.ArgumentParser:
     sefi.add_argument("--steps", type=positive, metavar="N", help="optimizer steps")
     sefi.add_argument("--seed", type=int, metavar="N")
     sefi.add_argument(
-        "--class-word", metavar="WORD", help="what it is, in one word: person by default, such as woman, dog or chair"
+        "--class-word",
+        metavar="WORD",
+        help="what it is, in one word: person by default, such as woman; for a dog or a chair give a --config "
+        "whose template names no face",
     )
     sefi.add_argument(
         "--recogniser", type=Path, metavar="FILE", help="a face recognition network, which tells the most alike step"

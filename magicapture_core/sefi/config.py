@@ -36,7 +36,8 @@ class SefiConfig(Settings):
     )
     template: str = Field(
         default=f"a photo of the face of {SLOT}",
-        description="The sentence of the training, with {person} where the word goes.",
+        description="The sentence of the training, with {person} where the word goes. Leave out the face for a pet or a "
+        "thing.",
     )
     num_stages: Literal[1, 3, 5, 10] = Field(
         default=5, description="How many words the identity has over the noise levels. The paper takes 5."
