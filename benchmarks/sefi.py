@@ -14,7 +14,7 @@ import torch
 from magicapture_core import __version__
 from magicapture_core.ldm import SCALING_FACTOR
 from magicapture_core.sefi.config import SefiConfig, parse_sefi_config
-from magicapture_core.sefi.objective import Photos
+from magicapture_core.sefi.objective import EncodedPhotos
 from magicapture_core.sefi.trainer import PHASE, open_run
 
 from .checkpoint import read_unet
@@ -56,7 +56,7 @@ def settings(workload: Workload) -> SefiConfig:
     )
 
 
-def random_photo(workload: Workload) -> Photos:
+def random_photo(workload: Workload) -> EncodedPhotos:
     side = workload.latent_shape[-1]
     mean = torch.randn(1, 1, 4, side, side).repeat(2, 1, 1, 1, 1)
-    return Photos(mean=mean, std=torch.full_like(mean, 0.1), scaling_factor=SCALING_FACTOR)
+    return EncodedPhotos(mean=mean, std=torch.full_like(mean, 0.1), scaling_factor=SCALING_FACTOR)

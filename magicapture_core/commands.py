@@ -204,7 +204,8 @@ class _Given:
     def prompt(self) -> str:
         """Where the user gives none: that of the training, with everybody in it; of identities and a LoRA, the people
         in the style."""
-        from .sefi.prompts import IN_A_STYLE, everybody, fill_word
+        from .sefi.config import fill_word
+        from .sefi.prompts import IN_A_STYLE, everybody
 
         if self.artifact and not self.identities:
             return self.artifact.composed_prompt

@@ -26,7 +26,7 @@ from magicapture_core.images import save_image
 from magicapture_core.sampler import generate
 from magicapture_core.sefi.config import PRESETS, SefiConfig, parse_sefi_config
 from magicapture_core.sefi.identity import SefiIdentity
-from magicapture_core.sefi.objective import Photos as Encoded
+from magicapture_core.sefi.objective import EncodedPhotos
 from magicapture_core.sefi.trainer import train
 
 from . import world
@@ -339,7 +339,7 @@ def train_words(run: Run) -> Tensor:
     """[S,2,C], by the core's trainer."""
     backbone, config = the_bench().backbone, run.config
     mean, std = encode_images(backbone.vae, to_arrays([photos(run).trained]).tensor())
-    encoded = Encoded(mean=mean, std=std, scaling_factor=backbone.vae.config.scaling_factor)
+    encoded = EncodedPhotos(mean=mean, std=std, scaling_factor=backbone.vae.config.scaling_factor)
     with closing(train(backbone, encoded, config)) as steps:
         *_, token = (step.run.token() for step in steps if step.step == step.num_steps)
     return token.vectors.unflatten(0, (-1, 2))

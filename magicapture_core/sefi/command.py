@@ -20,8 +20,9 @@ def sefi(arguments: Namespace) -> Result:
     from ..recognisers import load_recogniser
     from ..watch import Watch
     from . import recipe
+    from .config import fill_word
     from .identity import load, save
-    from .prompts import EDITS, fill_word
+    from .prompts import EDITS
 
     check_name(arguments.name)
     config = read_config(arguments)

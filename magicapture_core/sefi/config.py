@@ -13,6 +13,11 @@ SLOT = "{person}"
 SefiPreset = Literal["standard", "tiny"]
 
 
+def fill_word(prompt: str, word: str) -> str:
+    """`{person}` becomes the word."""
+    return prompt.replace(SLOT, word)
+
+
 class SefiConfig(Settings):
     """Everything that decides a run, besides the photo and the base model.
 
@@ -36,8 +41,8 @@ class SefiConfig(Settings):
     )
     template: str = Field(
         default=f"a photo of the face of {SLOT}",
-        description="The sentence of the training, with {person} where the word goes. Leave out the face for a pet or a "
-        "thing.",
+        description="The sentence of the training, with {person} where the word goes. Leave out the face for a pet or "
+        "a thing.",
     )
     num_stages: Literal[1, 3, 5, 10] = Field(
         default=5, description="How many words the identity has over the noise levels. The paper takes 5."
@@ -101,7 +106,7 @@ class SefiConfig(Settings):
 
     def sentence(self, word: str) -> str:
         """The training's sentence with this word."""
-        return self.template.replace(SLOT, word)
+        return fill_word(self.template, word)
 
     @classmethod
     def preset(cls, name: SefiPreset) -> SefiConfig:

@@ -19,6 +19,7 @@ from ..config import PLACEHOLDER_PATTERN
 from ..metadata import IDENTITY as KIND
 from ..metadata import check_format, check_width, modelspec, read_json, read_kind, write_format
 from ..types import MagiCaptureError, Token
+from .config import SLOT, fill_word
 
 STAGES = "stages"  # the tensor's name
 MAX_STAGES = 100
@@ -99,7 +100,7 @@ def load(path: Path) -> SefiIdentity:
             raise MagiCaptureError(f"magicapture.identity is damaged: it lacks one of {', '.join((*words, STAGES))}")
         if not re.fullmatch(PLACEHOLDER_PATTERN, words["placeholder"]):
             raise MagiCaptureError(f"its word is written {words['placeholder'][:60]!r}, not like <person>")
-        if words["template"].count("{person}") != 1 or not all(map(is_one_line, words.values())):
+        if words["template"].count(SLOT) != 1 or not all(map(is_one_line, words.values())):
             raise MagiCaptureError("its sentence or its plain word is damaged: a short line, with {person} once")
         identity = SefiIdentity(
             name=path.stem,
@@ -138,7 +139,7 @@ def inspect(path: Path) -> dict[str, Any]:
         "library_version": metadata.get("magicapture.library_version", ""),
         "placeholder": identity.placeholder,
         "initializer": identity.initializer,
-        "sentence": identity.template.replace("{person}", identity.placeholder),
+        "sentence": fill_word(identity.template, identity.placeholder),
         "stages": len(identity.stages),
         "vectors": identity.stages.shape[0] * identity.stages.shape[1],
         "keys_and_values_differ": bool((identity.stages[:, 0] != identity.stages[:, 1]).any()),
@@ -164,7 +165,7 @@ def check_stages(stages: Tensor) -> Tensor:
 
 def _metadata(identity: SefiIdentity) -> dict[str, str]:
     told: Mapping[str, str] = {key: getattr(identity, key) for key in ("placeholder", "initializer", "template")}
-    sentence = identity.template.replace("{person}", identity.placeholder)
+    sentence = fill_word(identity.template, identity.placeholder)
     return {
         **identity.metadata,
         **write_format(),

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Photos:
+class EncodedPhotos:
     """The photos in latent space; mean, std: [2,N,C,h,w] of the VAE's posterior, unscaled, as they are and mirrored.
 
     likeness: what a look is compared with; None without a recogniser. The loss does not know it.

@@ -16,7 +16,7 @@ EDITS = {
     "background": "a photo of {person} in front of a blue background",
 }
 IN_A_STYLE = "A photo of {person} in the {style} style"  # of an identity together with a LoRA
-SLOT = r"\{person(?:_([2-9]|[1-9][0-9]))?\}"
+NUMBERED_SLOT = r"\{person(?:_([2-9]|[1-9][0-9]))?\}"
 
 
 def told_apart(identities: Sequence[SefiIdentity], words: Collection[str] = ()) -> list[SefiIdentity]:
@@ -36,11 +36,6 @@ def everybody(count: int) -> str:
     return " and ".join([", ".join(slots[:-1]), slots[-1]] if count > 1 else slots)
 
 
-def fill_word(prompt: str, word: str) -> str:
-    """`{person}` becomes the word."""
-    return prompt.replace("{person}", word)
-
-
 def fill_people(prompt: str, identities: Sequence[SefiIdentity]) -> str:
     """`{person}` becomes the first one's word, `{person_2}` the second's; other text stays as it is.
 
@@ -53,4 +48,4 @@ def fill_people(prompt: str, identities: Sequence[SefiIdentity]) -> str:
             raise MagiCaptureError(f"prompt: {slot[0]} has no identity; give a further --identity, or leave it out")
         return identities[number - 1].placeholder
 
-    return re.sub(SLOT, word, prompt)
+    return re.sub(NUMBERED_SLOT, word, prompt)

@@ -26,10 +26,10 @@ from ..run import TrainStep
 from ..types import MagiCaptureError, Portraits
 from ..watch import Look, View, Watch
 from . import identity as identities
-from .config import SefiConfig
+from .config import SefiConfig, fill_word
 from .identity import SefiIdentity
-from .objective import Photos
-from .prompts import EDITS, fill_word
+from .objective import EncodedPhotos
+from .prompts import EDITS
 from .trainer import SefiRun, open_run
 
 if TYPE_CHECKING:
@@ -127,11 +127,11 @@ def conclude(
     return fitting.conclude(result, kept, identities.load, save, say)
 
 
-def encode(backbone: Backbone, portraits: Portraits, recogniser: Recogniser | None = None) -> Photos:
+def encode(backbone: Backbone, portraits: Portraits, recogniser: Recogniser | None = None) -> EncodedPhotos:
     """The photos through the VAE, as they are and mirrored; with a recogniser, their faces through that."""
     mean, std = encode_images(backbone.vae, portraits.images)
     likeness = Likeness.of(recogniser, {SUBJECT: portraits}, backbone.vae.device) if recogniser else None
-    return Photos(mean=mean, std=std, scaling_factor=backbone.vae.config.scaling_factor, likeness=likeness)
+    return EncodedPhotos(mean=mean, std=std, scaling_factor=backbone.vae.config.scaling_factor, likeness=likeness)
 
 
 def views(config: SefiConfig) -> list[View]:
@@ -173,8 +173,9 @@ def result_key(
     recogniser: Recogniser | None = None,
     watch: Watch | None = None,
 ) -> str:
-    """A hash of all that decides the result: pixels, weights and settings; with a recogniser, landmarks too; with
-    patience, when it is looked at."""
+    """A hash of all that decides the result: pixels, weights and settings; with a recogniser, which says what look is
+    the best, landmarks too; with patience, when it is looked at. NAME_best depends on the interval of the looks too,
+    which trains nothing and is not hashed."""
     return key_of(config, [portraits.images, *weights(backbone), *seen_by(recogniser, [portraits])], watch)
 
 

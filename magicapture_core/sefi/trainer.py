@@ -19,7 +19,7 @@ from ..run import State, TrainingRun, TrainStep, advance, checkpointed
 from ..tokens import extended
 from ..types import Token
 from .config import SefiConfig
-from .objective import Batch, Photos, SefiObjective, plain_word, token_of
+from .objective import Batch, EncodedPhotos, SefiObjective, plain_word, token_of
 from .stages import stage_words
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ PHASE = "identity"
 
 
 def train(
-    backbone: Backbone, photos: Photos, config: SefiConfig, resume: State | None = None
+    backbone: Backbone, photos: EncodedPhotos, config: SefiConfig, resume: State | None = None
 ) -> Generator[TrainStep[SefiRun]]:
     """Moves the identity alone. resume: a `TrainStep.state()` of the same photos and configuration; the run goes on bit
     for bit as if it had never stopped. Raises MagiCaptureError as `advance` does."""
@@ -38,7 +38,7 @@ def train(
 
 
 @contextmanager
-def open_run(backbone: Backbone, photos: Photos, config: SefiConfig) -> Iterator[SefiRun]:
+def open_run(backbone: Backbone, photos: EncodedPhotos, config: SefiConfig) -> Iterator[SefiRun]:
     """A run whose changes to the backbone's modules are undone on leaving."""
     generator = torch.Generator().manual_seed(config.seed)
     words = stage_words(config, plain_word(backbone, config), generator).to(backbone.unet.device)
@@ -52,7 +52,7 @@ class SefiRun(TrainingRun):
     config: SefiConfig
     objective: SefiObjective
 
-    def __init__(self, backbone: Backbone, photos: Photos, config: SefiConfig, words: nn.Module) -> None:
+    def __init__(self, backbone: Backbone, photos: EncodedPhotos, config: SefiConfig, words: nn.Module) -> None:
         """words: what the text encoder reads the learned words from."""
         super().__init__(backbone, config)
         self.photos, self._words = photos, words

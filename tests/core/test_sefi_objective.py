@@ -8,7 +8,7 @@ from magicapture_core.backbone import tiny
 from magicapture_core.dataset import ItemKey
 from magicapture_core.objective import Terms
 from magicapture_core.sefi.config import parse_sefi_config
-from magicapture_core.sefi.objective import Batch, Photos, SefiObjective, plain_word, token_of
+from magicapture_core.sefi.objective import Batch, EncodedPhotos, SefiObjective, plain_word, token_of
 from magicapture_core.sefi.stages import stage_words
 from magicapture_core.types import MagiCaptureError
 from tests.small import same, weights
@@ -176,7 +176,7 @@ def test_one_stage_without_split_is_textual_inversion(backbone):
 
 def test_an_item_depends_on_its_own_address_alone():
     generator = torch.Generator().manual_seed(0)
-    photos = Photos(
+    photos = EncodedPhotos(
         mean=torch.randn(2, 3, 4, 8, 8, generator=generator), std=torch.ones(2, 3, 4, 8, 8), scaling_factor=0.5
     )
     config = parse_sefi_config({"flip": True})

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -195,22 +196,35 @@ def test_out_of_memory_goes_on_with_less(tmp_path):
     assert told == pytest.approx([row[-1] for row in whole.told.history], rel=1e-3)
 
 
-def test_the_key_is_of_all_that_decides(tmp_path):
-    pixel = PHOTO.images.clone()
+def test_the_key_is_of_all_that_decides():
+    pixel, landmark = PHOTO.images.clone(), PHOTO.faces[0].landmarks.clone()
     pixel[0, 0, 0, 0] += 1 / 255
-    other = tiny()
+    landmark[0, 0] += 1
+    other, recogniser = tiny(), SmallRecogniser()
     with torch.no_grad():
         next(other.unet.parameters()).view(-1)[0] += 1e-3
+        next(recogniser.parameters()).view(-1)[0] += 1e-3
+    moved = replace(PHOTO, faces=[replace(PHOTO.faces[0], landmarks=landmark)])
+    watch = Watch(detector=OneFace(), every=2, patience=3)
+    seen: dict[str, Any] = {"recogniser": SmallRecogniser(), "watch": watch}
+
+    def key(backbone=None, portraits=PHOTO, config=None, **options):
+        return recipe.result_key(backbone or tiny(), portraits, config or settings(), **options)
+
     keys = [
-        recipe.result_key(tiny(), PHOTO, settings()),
-        recipe.result_key(tiny(), Portraits(images=pixel, masks=PHOTO.masks), settings()),
-        recipe.result_key(other, PHOTO, settings()),
-        recipe.result_key(tiny(), PHOTO, settings(attention_weight=0.01)),
-        recipe.result_key(tiny(), PHOTO, settings(), SmallRecogniser(), Watch(detector=OneFace())),
+        key(),
+        key(portraits=replace(PHOTO, images=pixel)),
+        key(backbone=other),
+        key(config=settings(attention_weight=0.01)),
+        key(**seen),
+        key(**seen | {"recogniser": recogniser}),
+        key(portraits=moved, **seen),
+        key(**seen | {"watch": replace(watch, every=1)}),
+        key(**seen | {"watch": replace(watch, patience=2)}),
     ]
     assert len(set(keys)) == len(keys)
     cheaper = settings(batch_size=4, gradient_checkpointing=True)
-    assert recipe.result_key(tiny(), PHOTO, cheaper) == keys[0]
+    assert key(config=cheaper) == key(portraits=moved) == key(watch=Watch(every=1)) == keys[0]
 
 
 @pytest.mark.parametrize(
