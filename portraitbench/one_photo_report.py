@@ -53,9 +53,9 @@ SWEEPS = {
 PEOPLE, SWEPT_PEOPLE = 10, 4  # of the main table and of the sweeps
 EDITABILITY_SLACK = 0.05
 TUNED = {  # rates and weights of the attention loss that are tried, as multiples of the method's own
-    "textual_inversion": ((1.0, 3.0, 10.0, 30.0), (1.0,)),
-    "loss": ((0.3, 1.0), (1.0, 10.0, 100.0, 300.0)),
-    OURS: ((1.0, 3.0), (1.0, 10.0, 100.0, 300.0)),
+    "textual_inversion": ((1, 1.7, 3, 10, 30), (1,)),
+    "loss": ((1, 10 / 3), (1 / 150, 1 / 15, 2 / 3, 2)),
+    OURS: ((1, 3), (1 / 150, 1 / 15, 2 / 3, 1, 4 / 3, 2)),
 }
 GRID_PEOPLE, ENLARGE = 3, 2
 GRID_METHODS = (UNTOUCHED, "textual_inversion", "inversion_likest", "split", "loss", OURS)
