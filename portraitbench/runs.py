@@ -43,14 +43,14 @@ CORE_STAGES = (
     "small_recognisers", "tflite", "tokens", "trainer", "vocabulary",
 )  # fmt: skip
 ONLY_TELL = ("__main__", "bars", "check", "demo", "lines", "report", "samples", "sheet", "table", "tune")
-OTHER_BENCH = "one_photo"  # its sources, which have a key of their own
+OTHER_BENCHES = ("one_photo", "group", "small_faces")  # what their sources begin with, which have keys of their own
 
 
 def sources() -> list[Path]:
     bench = [
         path
         for path in Path(__file__).parent.glob("*.py")
-        if path.stem not in ONLY_TELL and not path.stem.startswith(OTHER_BENCH)
+        if path.stem not in ONLY_TELL and not path.stem.startswith(OTHER_BENCHES)
     ]
     tiny = [path for part in ("vae", "unet", "text_encoder", "tokenizer") for path in (TINY_FOLDER / part).iterdir()]
     core = [CORE / f"{stage}.py" for stage in CORE_STAGES]
