@@ -7,7 +7,7 @@ their own. Knows nothing of tokenizers.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,7 +50,7 @@ class Capture:
             self.maps.setdefault(layer, probs)
 
 
-def heads_of(attn: Any, states: Tensor, project: nn.Module) -> Tensor:
+def heads_of(attn: Any, states: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
     """[B,N,C] -> [B,heads,N,d]."""
     return project(states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
 

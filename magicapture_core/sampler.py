@@ -7,7 +7,7 @@ alone, not on how many are made with it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,6 +35,16 @@ def applied(
 
     Raises MagiCaptureError when one of them was trained for another kind of model.
     """
+    layers = kohya.from_kohya(artifact.lora, kohya.UNET, backbone.unet) if artifact else {}
+    with taught(backbone, artifact, strength, identities) as vocabulary, lora.applied(backbone.unet, layers, strength):
+        yield vocabulary
+
+
+@contextmanager
+def taught(
+    backbone: Backbone, artifact: Artifact | None, strength: float = 1.0, identities: Sequence[SefiIdentity] = ()
+) -> Iterator[Vocabulary]:
+    """Only the text encoder has them inside the block, the words and the LoRA's part of it. Raises as `applied`."""
     for made in (artifact, *identities):
         if made is not None and made.architecture != backbone.architecture:
             raise MagiCaptureError(
@@ -42,11 +52,9 @@ def applied(
                 "load the kind of checkpoint it was trained with"
             )
     words = [*(artifact.tokens if artifact else ()), *(identity.token for identity in identities)]
-    layers = artifact.lora if artifact else {}
-    with ExitStack() as stack:
-        for model, prefix in ((backbone.unet, kohya.UNET), (backbone.text_encoder, kohya.TEXT_ENCODER)):
-            stack.enter_context(lora.applied(model, kohya.from_kohya(layers, prefix, model), strength))
-        stack.enter_context(tokens.injected(backbone.text_encoder, words))
+    encoder = backbone.text_encoder
+    layers = kohya.from_kohya(artifact.lora, kohya.TEXT_ENCODER, encoder) if artifact else {}
+    with lora.applied(encoder, layers, strength), tokens.injected(encoder, words):
         yield Vocabulary.of(backbone.tokenizer, words)
 
 
@@ -71,16 +79,45 @@ def sample(
     *,
     negative_prompt: str = "",
     num_images: int = 1,
+    record: AttentionRecord | None = None,
+    num_steps: int = 30,
+    **options: Any,
+) -> Tensor:
+    """Pictures of a prompt in the vocabulary's words: [B,3,H,W] in 0..1. Options as for `walk`.
+
+    record: gets the attention maps of its words at every step.
+    """
+    unet = backbone.unet
+    embeds = PromptEmbeds(backbone, vocabulary, [negative_prompt, prompt])
+    columns = None if record is None else record_columns(vocabulary, embeds.prompts, record, num_images)
+
+    def predict(step: int, latents: Tensor, timestep: Tensor) -> Tensor:
+        prompt_embeds = embeds.at(int(timestep)).repeat_interleave(num_images, 0)
+        with split_contexts(unet) if columns is None else capture(unet, columns) as maps:
+            noise_pred = unet(latents, timestep, prompt_embeds).sample
+        if record is not None and maps is not None:
+            record.add(step, num_steps, [probs[num_images:] for probs in maps.values()])
+        return noise_pred
+
+    return walk(backbone, predict, num_images=num_images, num_steps=num_steps, **options)
+
+
+@torch.no_grad()
+def walk(
+    backbone: Backbone,
+    predict: Callable[[int, Tensor, Tensor], Tensor],
+    *,
+    num_images: int = 1,
     num_steps: int = 30,
     guidance: float = 7.0,
     seed: int = 0,
     size: tuple[int, int] | None = None,
-    record: AttentionRecord | None = None,
     on_step: Callable[[int, int], None] = lambda step, num_steps: None,
 ) -> Tensor:
     """DPM-Solver++ with classifier-free guidance -> images [B,3,H,W] in 0..1; picture i uses seed + i.
 
-    size: (H, W) in pixels, the model's own when None. record: gets the attention maps of its words at every step.
+    predict: number of the step, latents [2B,C,h,w], timestep -> noise of the same shape; the first B without, the
+    others with the prompt. size: (H, W) in pixels, the model's own when None.
     """
     from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
@@ -91,16 +128,8 @@ def sample(
     shape = (backbone.latent_channels, height // backbone.vae_factor, width // backbone.vae_factor)
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed + i)) for i in range(num_images)]
     latents = torch.stack(noise).to(unet.device) * scheduler.init_noise_sigma
-
-    embeds = PromptEmbeds(backbone, vocabulary, [negative_prompt, prompt])
-    columns = None if record is None else record_columns(vocabulary, embeds.prompts, record, num_images)
     for step, timestep in enumerate(scheduler.timesteps):
-        doubled = torch.cat([latents, latents]).to(unet.dtype)
-        prompt_embeds = embeds.at(int(timestep)).repeat_interleave(num_images, 0)
-        with split_contexts(unet) if columns is None else capture(unet, columns) as maps:
-            noise_pred = unet(doubled, timestep, prompt_embeds).sample.float()
-        if record is not None and maps is not None:
-            record.add(step, num_steps, [probs[num_images:] for probs in maps.values()])
+        noise_pred = predict(step, torch.cat([latents, latents]).to(unet.dtype), timestep).float()
         negative, positive = noise_pred.chunk(2)
         latents = scheduler.step(negative + guidance * (positive - negative), timestep, latents).prev_sample
         on_step(step + 1, num_steps)

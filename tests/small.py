@@ -8,10 +8,13 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from magicapture_core.config import TrainConfig, parse_config
+from magicapture_core import kohya, lora
+from magicapture_core.artifact import Artifact
+from magicapture_core.backbone import Backbone
+from magicapture_core.config import LoraConfig, TrainConfig, parse_config
 from magicapture_core.dino import Dino
 from magicapture_core.identity import Recogniser
-from magicapture_core.types import Face, Portraits
+from magicapture_core.types import Face, LoraLayer, Portraits, Token
 
 SMALL: dict[str, Any] = {
     "resolution": 64,
@@ -77,6 +80,30 @@ def small_restoreformer(path: Path) -> Any:
     else:
         torch.save({"params_ema": model.state_dict()}, path)
     return model
+
+
+def random_artifact(backbone: Backbone, seed: int = 3, name: str = "random") -> Artifact:
+    """Random words and a random LoRA on both models, strong enough to be seen; alpha 8 at rank 4."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    targets = ((kohya.UNET, backbone.unet, "attention"), (kohya.TEXT_ENCODER, backbone.text_encoder, "text-encoder"))
+    for prefix, model, target in targets:
+        with lora.injected(model, LoraConfig(), target, generator):
+            layers = {
+                path: LoraLayer(down=layer.down, up=torch.randn(layer.up.shape, generator=generator) * 0.2, alpha=8.0)
+                for path, layer in lora.state(model).items()
+            }
+        state |= kohya.to_kohya(prefix, layers)
+    tokens = tuple(
+        Token(
+            name=side,
+            placeholder=f"<{side}>",
+            initializer="",
+            vectors=torch.randn(2, backbone.prompt_dim, generator=generator),
+        )
+        for side in ("subject", "style")
+    )
+    return Artifact(name=name, architecture=backbone.architecture, tokens=tokens, lora=state)
 
 
 def weights(*modules: torch.nn.Module) -> dict[str, torch.Tensor]:

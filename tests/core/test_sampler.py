@@ -3,14 +3,12 @@ import dataclasses
 import pytest
 import torch
 
-from magicapture_core import artifact as artifacts
-from magicapture_core import kohya, lora, sampler
+from magicapture_core import sampler
 from magicapture_core.backbone import tiny
-from magicapture_core.config import LoraConfig
 from magicapture_core.heatmaps import AttentionRecord
 from magicapture_core.sefi.identity import SefiIdentity
-from magicapture_core.types import LoraLayer, MagiCaptureError, Token
-from tests.small import same, weights
+from magicapture_core.types import MagiCaptureError
+from tests.small import random_artifact, same, weights
 
 PROMPT = "A photo of a {subject} person in the {style} style"
 
@@ -22,29 +20,7 @@ def backbone():
 
 @pytest.fixture(scope="module")
 def artifact(backbone):
-    """Random words and a random LoRA on both models, strong enough to be seen; alpha 8 at rank 4."""
-    generator = torch.Generator().manual_seed(3)
-    state = {}
-    targets = (("lora_unet", backbone.unet, "attention"), ("lora_te", backbone.text_encoder, "text-encoder"))
-    for prefix, model, target in targets:
-        with lora.injected(model, LoraConfig(), target, generator):
-            layers = {
-                name: LoraLayer(down=layer.down, up=torch.randn(layer.up.shape, generator=generator) * 0.2, alpha=8.0)
-                for name, layer in lora.state(model).items()
-            }
-        state |= kohya.to_kohya(prefix, layers)
-    tokens = tuple(
-        Token(
-            name=name,
-            placeholder=f"<{name}>",
-            initializer="",
-            vectors=torch.randn(2, backbone.prompt_dim, generator=generator),
-        )
-        for name in ("subject", "style")
-    )
-    return artifacts.Artifact(
-        name="random", architecture=backbone.architecture, tokens=tokens, lora=state, config={}, templates={}
-    )
+    return random_artifact(backbone)
 
 
 def test_pictures_are_finite_and_each_has_its_own_seed(backbone, artifact):

@@ -1,0 +1,165 @@
+"""Mask Guided Multi-ID Cross Attention: in one pass of the UNet everybody acts in their own region alone.
+
+In every cross-attention layer, M_n being person n's region on the layer's grid, Z_n the whole layer with their text and
+their LoRA, Z the layer with the text of the picture:
+
+    output = (1 - sum_n M_n) Z + sum_n M_n Z_n
+
+Z_n is worked out at the cells of the region only, so that all people together cost about one layer more, however many
+they are. In: a UNet of diffusers or of ComfyUI, whose transformers have the same names inside. A reconstruction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..attention import heads_of
+from ..types import LoraLayer, MagiCaptureError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Branch:
+    """One person in a pass of B items.
+
+    mask: [1,H,W] 0..1 of any size, all people's the same; where masks sum to more than 1 they share the place.
+    keys, values: [B,T,C], what the keys and the values of cross-attention see of their text. layers: their LoRA, by
+    the linear layers that it acts on, each inside a transformer block.
+    """
+
+    mask: Tensor
+    keys: Tensor
+    values: Tensor
+    layers: Mapping[nn.Module, LoraLayer]
+
+
+class Place(NamedTuple):
+    """Cells of a flattened grid, [n], and how much of each is a person's, [n,1]."""
+
+    cells: Tensor
+    share: Tensor
+
+
+class Layer(NamedTuple):
+    """A linear layer with a person's LoRA on it, whose hooks do not see it called."""
+
+    module: nn.Module
+    lora: LoraLayer | None
+
+    def __call__(self, states: Tensor) -> Tensor:
+        output = self.module.forward(states)
+        return output if self.lora is None else output + delta(self.lora, states)
+
+
+def delta(lora: LoraLayer, states: Tensor) -> Tensor:
+    """What a LoRA adds to a layer's output, (alpha / rank) up down x. states: [...,in] -> [...,out]."""
+    inner = F.linear(states, lora.down.to(states))
+    return F.linear(inner, lora.up.to(states)) * (lora.alpha / len(lora.down))
+
+
+def shares(masks: Tensor) -> Tensor:
+    """masks [N,1,H,W] 0..1 -> the same where they do not overlap; where they sum to more than 1, divided by the sum."""
+    return masks / masks.sum(0, keepdim=True).clamp(min=1)
+
+
+@contextmanager
+def acting(unet: nn.Module, branches: Sequence[Branch]) -> Iterator[None]:
+    """Inside the block the people act in the UNet's passes; on leaving it is what it was.
+
+    Whatever else is done to a cross-attention layer, by processors or by the patches of other packs, goes on giving Z.
+    Raises MagiCaptureError for a LoRA on a layer that lies on no grid.
+    """
+    blocks = dict(_blocks(unet))
+    inside = {module for block in blocks for module in block.modules()}
+    if any(module not in inside for branch in branches for module in branch.layers):
+        raise MagiCaptureError(
+            "artifact: its LoRA acts on layers outside of the attention blocks too, which no region can confine; take "
+            "one that Train MagiCapture LoRA made"
+        )
+    with ExitStack() as undo:
+        places: dict[nn.Module, list[Place]] = {}  # of a transformer, on the grid that it works on now
+        for transformer in dict.fromkeys(blocks.values()):
+            undo.callback(transformer.register_forward_pre_hook(_finder(branches, places)).remove)
+        for block, transformer in blocks.items():
+            _confine(block, branches, places, transformer, undo)
+        yield
+
+
+def _blocks(unet: nn.Module) -> Iterator[tuple[Any, nn.Module]]:
+    """Every transformer block, and the transformer that it belongs to."""
+    for transformer in unet.modules():
+        for block in getattr(transformer, "transformer_blocks", ()):
+            yield block, transformer
+
+
+def _finder(branches: Sequence[Branch], places: dict[nn.Module, list[Place]]) -> Any:
+    """A hook that finds everybody's place before a transformer runs: the last moment that knows height and width."""
+    found: dict[tuple[int, int], list[Place]] = {}
+    regions = shares(torch.stack([branch.mask for branch in branches])) if branches else torch.zeros(0, 1, 1, 1)
+
+    def find(transformer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        size = (args[0].shape[2], args[0].shape[3])
+        if size not in found:
+            found[size] = [_place(region.to(args[0].device), size) for region in regions]
+        places[transformer] = found[size]
+
+    return find
+
+
+def _place(region: Tensor, size: tuple[int, int]) -> Place:
+    """region [1,H,W] -> its cells on a grid, and its mean over each."""
+    share = F.interpolate(region[None].float(), size, mode="area").flatten()
+    cells = share.nonzero().flatten()
+    return Place(cells, share[cells, None])
+
+
+def _confine(
+    block: Any, branches: Sequence[Branch], places: Mapping[nn.Module, list[Place]], transformer: nn.Module, undo: Any
+) -> None:
+    """Hooks on one transformer block until `undo` closes."""
+    attn = block.attn2
+    seen: dict[str, Tensor] = {}
+
+    def remember(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen["states"] = args[0]
+
+    def blend(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        states, result, rest = seen.pop("states"), torch.zeros_like(output), torch.ones_like(output[:1, :, :1])
+        for branch, (cells, share) in zip(branches, places[transformer], strict=True):
+            share = share.to(output)
+            result.index_add_(1, cells, share * _attend(attn, branch, states[:, cells]))
+            rest.index_add_(1, cells, -share[None])
+        return result + rest * output
+
+    def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        changed = output.clone()
+        for branch, (cells, share) in zip(branches, places[transformer], strict=True):
+            if lora := branch.layers.get(module):
+                changed.index_add_(1, cells, share.to(output) * delta(lora, args[0][:, cells]))
+        return changed
+
+    undo.callback(attn.to_q.register_forward_pre_hook(remember).remove)
+    undo.callback(attn.to_out[0].register_forward_hook(blend).remove)
+    across = set(attn.modules())
+    for module in block.modules():
+        if module not in across and any(module in branch.layers for branch in branches):
+            undo.callback(module.register_forward_hook(add).remove)
+
+
+def _attend(attn: Any, branch: Branch, states: Tensor) -> Tensor:
+    """A whole cross-attention layer for one person. states: [B,n,C] at their cells -> the same shape."""
+    query, key, value, out = (
+        Layer(module, branch.layers.get(module)) for module in (attn.to_q, attn.to_k, attn.to_v, attn.to_out[0])
+    )
+    output = F.scaled_dot_product_attention(
+        heads_of(attn, states, query),
+        heads_of(attn, branch.keys.to(states), key),
+        heads_of(attn, branch.values.to(states), value),
+    )
+    return out(output.transpose(1, 2).flatten(2))

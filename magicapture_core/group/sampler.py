@@ -1,0 +1,77 @@
+"""Pictures of a group: the walk of `sampler`, each step one pass of the UNet whatever the number of people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import kohya
+from ..backbone import Backbone
+from ..diffusion import NUM_TIMESTEPS
+from ..sampler import PromptEmbeds, taught, walk
+from ..types import LoraLayer
+from .attention import Branch, acting
+from .people import Person, check_people
+
+
+@torch.no_grad()
+def generate_group(
+    backbone: Backbone,
+    people: Sequence[Person],
+    prompt: str = "",
+    *,
+    negative_prompt: str = "",
+    num_images: int = 1,
+    **options: Any,
+) -> Tensor:
+    """Pictures [B,3,H,W] in 0..1 of the people in their regions, and of what the prompt says everywhere else.
+
+    The learned words of one are unknown to the others, so that two may have the same. The negative prompt holds
+    everywhere. One person whose mask is full is what `sampler.generate` makes of `Person.text`. options: of
+    `sampler.walk`. Raises MagiCaptureError for what `check_people` and `sampler.taught` refuse.
+    """
+    unet = backbone.unet
+    with taught(backbone, None) as vocabulary:
+        base = PromptEmbeds(backbone, vocabulary, [negative_prompt, prompt])
+    texts = [_learned(backbone, person, negative_prompt, prompt) for person in check_people(people)]
+    layers = [_layers(backbone, person) for person in people]
+
+    def predict(_step: int, latents: Tensor, timestep: Tensor) -> Tensor:
+        branches = [
+            _branch(person, text.at(int(timestep)).repeat_interleave(num_images, 0), lora)
+            for person, text, lora in zip(people, texts, layers, strict=True)
+        ]
+        with acting(unet, branches):
+            return unet(latents, timestep, base.at(int(timestep)).repeat_interleave(num_images, 0)).sample
+
+    return walk(backbone, predict, num_images=num_images, **options)
+
+
+def _learned(backbone: Backbone, person: Person, negative_prompt: str, prompt: str) -> PromptEmbeds:
+    """The negative prompt and the person's text, at every stage that their word has."""
+    with taught(backbone, person.artifact, identities=person.identities) as vocabulary:
+        embeds = PromptEmbeds(backbone, vocabulary, [negative_prompt, person.text(prompt)])
+        for timestep in range(NUM_TIMESTEPS):
+            embeds.at(timestep)
+    return embeds
+
+
+def _layers(backbone: Backbone, person: Person) -> dict[nn.Module, LoraLayer]:
+    """Their LoRA by the UNet's own layers, where these are."""
+    if person.artifact is None:
+        return {}
+    found = kohya.from_kohya(person.artifact.lora, kohya.UNET, backbone.unet)
+    return {backbone.unet.get_submodule(path): on(backbone.unet.device, lora) for path, lora in found.items()}
+
+
+def on(device: torch.device, lora: LoraLayer) -> LoraLayer:
+    return LoraLayer(down=lora.down.to(device), up=lora.up.to(device), alpha=lora.alpha)
+
+
+def _branch(person: Person, embeds: Tensor, layers: Mapping[nn.Module, LoraLayer]) -> Branch:
+    """embeds: [B,T,C], or [B,2,T,C] for keys and values apart."""
+    keys, values = embeds.unbind(1) if embeds.ndim == 4 else (embeds, embeds)
+    return Branch(mask=person.mask * person.strength, keys=keys, values=values, layers=layers)

@@ -1,0 +1,273 @@
+"""Several people in one pass: whose region, whose text, whose LoRA, and what is left of the plain sampler."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from magicapture_core import sampler
+from magicapture_core.backbone import tiny
+from magicapture_core.group.attention import Branch, acting, delta, shares
+from magicapture_core.group.people import Person
+from magicapture_core.group.sampler import generate_group
+from magicapture_core.sefi.identity import SefiIdentity
+from magicapture_core.types import LoraLayer, MagiCaptureError
+from tests.small import random_artifact, same, weights
+
+SIZE = (64, 96)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return tiny()
+
+
+@pytest.fixture(scope="module")
+def artifact(backbone):
+    return random_artifact(backbone)
+
+
+@pytest.fixture(scope="module")
+def identity(backbone):
+    stages = torch.randn(5, 2, backbone.prompt_dim, generator=torch.Generator().manual_seed(1)) * 0.1
+    return SefiIdentity(
+        name="ada",
+        architecture=backbone.architecture,
+        placeholder="<person>",
+        initializer="person",
+        stages=stages,
+        template="a photo of the face of {person}",
+    )
+
+
+def halves(size=SIZE):
+    """Left and right, [2,1,H,W]."""
+    masks = torch.zeros(2, 1, *size)
+    masks[0, ..., : size[1] // 2] = 1
+    masks[1, ..., size[1] // 2 :] = 1
+    return masks
+
+
+# -- the layer ---------------------------------------------------------------------------------------------------------
+
+
+class Block(torch.nn.Module):
+    """A transformer of one block, its names as both UNets have them."""
+
+    def __init__(self):
+        from diffusers.models.attention import BasicTransformerBlock
+
+        super().__init__()
+        torch.manual_seed(0)
+        self.transformer_blocks = torch.nn.ModuleList([BasicTransformerBlock(32, 2, 16, cross_attention_dim=24)])
+        self.requires_grad_(False)
+
+    @property
+    def attn(self) -> Any:
+        return self.transformer_blocks[0].attn2
+
+    @property
+    def linears(self) -> list[Any]:
+        return [self.attn.to_q, self.attn.to_k, self.attn.to_v, self.attn.to_out[0]]
+
+    def forward(self, images, context):
+        """images [B,32,h,w] -> what cross-attention alone gives, [B,32,h,w]."""
+        return self.attn(images.flatten(2).mT, context).mT.unflatten(2, images.shape[2:])
+
+
+@pytest.fixture
+def block():
+    return Block()
+
+
+def context(seed, length=7):
+    return torch.randn(2, length, 24, generator=torch.Generator().manual_seed(seed))
+
+
+IMAGES = torch.randn(2, 32, 5, 7, generator=torch.Generator().manual_seed(9))
+
+
+def branch(mask, text, layers=None):
+    return Branch(mask=mask, keys=text, values=text, layers=layers or {})
+
+
+def random_lora(layer, seed):
+    generator = torch.Generator().manual_seed(seed)
+    down = torch.randn(3, layer.in_features, generator=generator)
+    return LoraLayer(down=down, up=torch.randn(layer.out_features, 3, generator=generator), alpha=2.0)
+
+
+def cross_layers(block, seed):
+    return {layer: random_lora(layer, seed + i) for i, layer in enumerate(block.linears)}
+
+
+def left(columns):
+    mask = torch.zeros(1, 5, 7)
+    mask[..., :columns] = 1
+    return mask
+
+
+def test_outside_of_all_regions_there_is_the_text_alone_and_inside_the_person_alone(block):
+    plain, theirs = block(IMAGES, context(0)), block(IMAGES, context(1, 11))
+    with acting(block, [branch(left(3), context(1, 11))]):
+        mixed = block(IMAGES, context(0))
+    assert torch.equal(mixed[..., 3:], plain[..., 3:])
+    torch.testing.assert_close(mixed[..., :3], theirs[..., :3])
+
+
+def test_a_persons_lora_is_that_of_the_whole_layer_inside_their_region(block):
+    layers = cross_layers(block, 20)
+    other = Block()
+    with torch.no_grad():
+        for change, layer in zip(layers.values(), other.linears, strict=True):
+            layer.weight += change.up @ change.down * (2.0 / 3)
+    with acting(block, [branch(left(4), context(1), layers)]):
+        mixed = block(IMAGES, context(0))
+    torch.testing.assert_close(mixed[..., :4], other(IMAGES, context(1))[..., :4], atol=1e-4, rtol=1e-4)
+    assert torch.equal(mixed[..., 4:], block(IMAGES, context(0))[..., 4:])
+
+
+def test_what_changes_one_person_changes_nothing_in_the_region_of_another(block):
+    def output(text):
+        with acting(block, [branch(left(3), context(1)), branch(1 - left(3), text)]):
+            return block(IMAGES, context(0))
+
+    one, other = output(context(2)), output(context(3))
+    assert torch.equal(one[..., :3], other[..., :3])
+    assert not torch.allclose(one[..., 3:], other[..., 3:], atol=1e-2)
+
+
+def test_where_regions_overlap_they_share_and_their_order_says_nothing(block):
+    people = [branch(left(5), context(1)), branch(left(7) - left(2), context(2)), branch(left(4), context(3))]
+    outputs = []
+    for order in ((0, 1, 2), (2, 0, 1)):
+        with acting(block, [people[i] for i in order]):
+            outputs.append(block(IMAGES, context(0)))
+    torch.testing.assert_close(*outputs)
+    each = [block(IMAGES, context(i)) for i in (1, 2, 3)]
+    torch.testing.assert_close(outputs[0][..., 3], torch.stack(each)[..., 3].mean(0))  # all three are there
+    assert shares(torch.stack([left(5), left(7)])).sum(0).max() == 1
+
+
+def test_the_grid_is_the_layers_own_and_a_cell_is_shared_by_area(block):
+    mask = torch.zeros(1, 10, 14)
+    mask[..., :5] = 1  # two and a half columns of seven
+    with acting(block, [branch(mask, context(1))]):
+        mixed = block(IMAGES, context(0))
+    plain, theirs = block(IMAGES, context(0)), block(IMAGES, context(1))
+    torch.testing.assert_close(mixed[..., 2], (plain[..., 2] + theirs[..., 2]) / 2)
+    assert torch.equal(mixed[..., 3:], plain[..., 3:])
+
+
+def test_keys_and_values_may_see_texts_of_their_own(block):
+    with acting(block, [Branch(mask=left(7), keys=context(1), values=context(2), layers={})]):
+        mixed = block(IMAGES, context(0))
+    attn = block.attn
+    query, key, value = attn.to_q(IMAGES.flatten(2).mT), attn.to_k(context(1)), attn.to_v(context(2))
+    heads = zip(*(projected.split(16, -1) for projected in (query, key, value)), strict=True)
+    by_hand = [(q @ k.mT / 16**0.5).softmax(-1) @ v for q, k, v in heads]
+    torch.testing.assert_close(mixed.flatten(2).mT, attn.to_out[0](torch.cat(by_hand, -1)))
+
+
+def test_a_lora_on_self_attention_acts_at_the_cells_of_its_region(block):
+    layer: Any = block.get_submodule("transformer_blocks.0.attn1.to_v")
+    change = random_lora(layer, 5)
+    states = IMAGES.flatten(2).mT
+    with acting(block, [branch(left(3), context(1), {layer: change})]):
+        block(IMAGES, context(0))  # which tells the grid
+        values = layer(states)
+    expected = layer(states) + delta(change, states) * left(3).flatten()[:, None]
+    torch.testing.assert_close(values, expected)
+
+
+def test_a_lora_that_no_region_can_confine_is_refused(block):
+    outside = torch.nn.Linear(4, 4)
+    people = [branch(left(3), context(1), {outside: random_lora(outside, 0)})]
+    with pytest.raises(MagiCaptureError, match="no region can confine"), acting(block, people):
+        pass
+
+
+def test_the_model_is_its_own_again_even_after_an_error(block):
+    layers = cross_layers(block, 20)
+    before = block(IMAGES, context(0))
+    with pytest.raises(ZeroDivisionError), acting(block, [branch(left(3), context(1), layers)]):
+        raise ZeroDivisionError
+    assert torch.equal(block(IMAGES, context(0)), before)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in block.modules())
+
+
+# -- the picture -------------------------------------------------------------------------------------------------------
+
+
+def picture(backbone, people, prompt="in front of a plain blue background", **options):
+    return generate_group(backbone, people, prompt, **{"num_steps": 3, "size": SIZE, **options})
+
+
+def test_one_person_everywhere_is_what_the_plain_sampler_makes(backbone, artifact, identity):
+    options = {"num_steps": 4, "size": SIZE, "negative_prompt": "a hat", "num_images": 2}
+    for made in (artifact, identity):
+        person = Person(made=made, mask=torch.ones(1, *SIZE), prompt="a portrait of {person} wearing glasses")
+        text = person.text("in front of a plain blue background")
+        assert text.endswith(" wearing glasses, in front of a plain blue background")
+        plain = sampler.generate(backbone, person.artifact, text, identities=person.identities, **options)
+        torch.testing.assert_close(picture(backbone, [person], **options), plain, atol=2e-4, rtol=0)
+
+
+def test_nobody_strong_enough_to_act_leaves_the_picture_of_the_text(backbone, artifact):
+    person = Person(made=artifact, mask=torch.ones(1, *SIZE), strength=0.0)
+    plain = sampler.generate(backbone, None, "a photo", num_steps=3, size=SIZE)
+    assert torch.equal(picture(backbone, [person], "a photo"), plain)
+
+
+def test_a_step_is_one_pass_however_many_there_are(backbone, artifact, identity):
+    for number in (1, 2, 3):
+        calls = []
+        people = [Person(made=(artifact, identity)[i % 2], mask=halves()[i % 2]) for i in range(number)]
+        with backbone.unet.register_forward_hook(lambda *_, calls=calls: calls.append(1)):
+            picture(backbone, people)
+        assert len(calls) == 3
+
+
+def test_two_files_may_have_the_same_word(backbone, artifact):
+    other = random_artifact(backbone, seed=8)
+    one, two = (Person(made=made, mask=mask) for made, mask in zip((artifact, other), halves(), strict=True))
+    swapped = [dataclasses.replace(one, mask=two.mask), dataclasses.replace(two, mask=one.mask)]
+    assert one.name == two.name
+    assert not torch.allclose(picture(backbone, [one, two]), picture(backbone, swapped), atol=0.02)
+
+
+def test_the_backbone_is_as_it_was(backbone, artifact, identity):
+    modules = (backbone.unet, backbone.text_encoder)
+    before = weights(*modules)
+    picture(backbone, [Person(made=m, mask=mask) for m, mask in zip((artifact, identity), halves(), strict=True)])
+    assert same(weights(*modules), before)
+
+
+def test_names_and_texts(artifact, identity):
+    mask = torch.ones(1, *SIZE)
+    assert Person(made=identity, mask=mask).text("") == "a photo of <person>"
+    assert Person(made=artifact, mask=mask).text(" outdoors ") == "a photo of <subject> person, outdoors"
+    styled = Person(made=artifact, mask=mask, prompt="{subject} man in the {style} style")
+    assert styled.text("") == "<subject> man in the <style> style"
+    with pytest.raises(MagiCaptureError, match="only a style"):
+        _ = Person(made=dataclasses.replace(artifact, tokens=artifact.tokens[1:]), mask=mask).name
+
+
+@pytest.mark.parametrize(
+    ("masks", "named"),
+    [
+        ([], "nobody"),
+        ([torch.ones(1, 64, 96), torch.ones(1, 64, 64)], "different sizes, 64x64 and 96x64"),
+        ([torch.ones(1, 64, 96), torch.zeros(1, 64, 96)], "person 2 is empty"),
+    ],
+)
+def test_bad_regions_are_one_line(backbone, identity, masks, named):
+    with pytest.raises(MagiCaptureError, match=named):
+        picture(backbone, [Person(made=identity, mask=mask) for mask in masks])
+
+
+def test_a_lora_of_another_model_is_refused_by_name(backbone, artifact):
+    other = dataclasses.replace(artifact, architecture="stable-diffusion-v1")
+    with pytest.raises(MagiCaptureError, match="random was trained for stable-diffusion-v1"):
+        picture(backbone, [Person(made=other, mask=torch.ones(1, *SIZE))])
