@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # install.py uses this module where torch may be missing
+    import torch
     from torch import Tensor
 
 Side = Literal["subject", "style"]
@@ -119,6 +120,9 @@ class LoraLayer:
     down: Tensor
     up: Tensor
     alpha: float
+
+    def to(self, device: torch.device) -> LoraLayer:
+        return LoraLayer(down=self.down.to(device), up=self.up.to(device), alpha=self.alpha)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..magicapture_core.artifact import Artifact
     from ..magicapture_core.sefi.identity import SefiIdentity
 
-Made = TypeVar("Made", "Artifact", "SefiIdentity")
+Made = TypeVar("Made", bound="Artifact | SefiIdentity")
 
 LORAS = Shelf(
     "loras",

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import patching
-from .sampling import in_words, open_scene, optional_sockets, required_sockets, single
+from .sampling import in_words, open_scene, optional_sockets, required_sockets, sample, single
 from .sockets import schema, show, to_comfy, to_core
 
 
@@ -59,7 +59,7 @@ class ComposedPromptSampler(io.ComfyNode):
 
         scene = open_scene(**inputs)
         shot = scene.shot(scene.strengths)
-        latents = scene.sample([(shot, seed + number) for number in range(count)])
+        latents = sample([(shot, seed + number) for number in range(count)], scene.settings, scene.size)
         images = vae.decode(latents)
         scores = scene.judge(images) if scene.judge else []
         order = ranked(scores) if scores else [*range(count)]

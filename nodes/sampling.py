@@ -34,8 +34,6 @@ PARTS = (("MODEL", "strength_model", UNET), ("CLIP", "strength_clip", TEXT_ENCOD
 
 def required_sockets(seed: str) -> list[Any]:
     """seed: its tooltip."""
-    import comfy.samplers
-
     return [
         *checkpoint_inputs(
             model="An SD1.5 model, with or without this LoRA on it.",
@@ -58,6 +56,15 @@ def required_sockets(seed: str) -> list[Any]:
         text_input("negative", "", "What the pictures should not show."),
         strength_input("strength_model", "How strongly the LoRA acts on the model. Try 0.6, 0.8 and 1."),
         strength_input("strength_clip", "How strongly the LoRA's text part acts, where it has one."),
+        *sampler_sockets(seed),
+    ]
+
+
+def sampler_sockets(seed: str) -> list[Any]:
+    """What every sampler asks for. seed: its tooltip."""
+    import comfy.samplers
+
+    return [
         io.Int.Input(
             "seed",
             default=0,
@@ -181,9 +188,7 @@ class Scene:
 
     def report(self, shot: Shot) -> list[str]:
         """Its first lines: whose LoRA, the prompt, and what was not done as asked."""
-        wide, high = (side // LATENT_FACTOR * LATENT_FACTOR for side in self.size)
-        odd = [f"width, height: {wide} x {high}, the next smaller multiples of 8"] if (wide, high) != self.size else []
-        return [f"{self.learned.name}: {self.prompt}", *shot.notes, *odd]
+        return [f"{self.learned.name}: {self.prompt}", *shot.notes, *odd_size(self.size)]
 
     def shot(self, strengths: Mapping[str, float]) -> Shot:
         """The LoRA and the learned words at these strengths; the prompts encoded with them, behind the ControlNet."""
@@ -197,41 +202,46 @@ class Scene:
         if not learned.rank_split:
             weights = {token.placeholder: sides[side_of(token.name)] for token in learned.tokens}
             clip.tokenizer = LearnedTokenizer(clip.tokenizer, {}, weights)
-        positive, negative = (
-            clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (self.prompt, self.negative)
-        )
+        positive, negative = (encode(clip, text) for text in (self.prompt, self.negative))
         if self.control:
             positive, negative = with_control(positive, negative, *self.control)
         idle = idle_strengths(learned, attached, self.prompt + self.negative)
         return Shot(model, positive, negative, [*notes(learned, attached, strengths, idle)], idle)
 
-    def sample(self, shots: Sequence[tuple[Shot, int]]) -> Tensor:
-        """Shots with their seeds -> latents [N,4,h,w]. One picture at a time, so that each is that of its seed alone,
-        on any card.
-        """
-        import comfy.model_management
-        import comfy.sample
-        import comfy.utils
 
-        watch = live_previews(self.model, len(shots), self.settings["steps"])
-        wide, high = (side // LATENT_FACTOR for side in self.size)
-        empty = torch.zeros(1, 4, high, wide, device=comfy.model_management.intermediate_device())
-        return torch.cat(
-            [
-                comfy.sample.sample(
-                    shot.model,
-                    comfy.sample.prepare_noise(empty, seed),
-                    positive=shot.positive,
-                    negative=shot.negative,
-                    latent_image=empty,
-                    callback=watch(number),
-                    disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-                    seed=seed,
-                    **self.settings,
-                )
-                for number, (shot, seed) in enumerate(shots)
-            ]
-        )
+def sample(shots: Sequence[tuple[Shot, int]], settings: Mapping[str, Any], size: tuple[int, int]) -> Tensor:
+    """Shots with their seeds -> latents [N,4,h,w]. One picture at a time, so that each is that of its seed alone, on
+    any card. size: (width, height) in pixels.
+    """
+    import comfy.model_management
+    import comfy.sample
+    import comfy.utils
+
+    watch = live_previews(shots[0][0].model, len(shots), settings["steps"])
+    wide, high = (side // LATENT_FACTOR for side in size)
+    empty = torch.zeros(1, 4, high, wide, device=comfy.model_management.intermediate_device())
+    return torch.cat(
+        [
+            comfy.sample.sample(
+                shot.model,
+                comfy.sample.prepare_noise(empty, seed),
+                positive=shot.positive,
+                negative=shot.negative,
+                latent_image=empty,
+                callback=watch(number),
+                disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+                seed=seed,
+                **settings,
+            )
+            for number, (shot, seed) in enumerate(shots)
+        ]
+    )
+
+
+def odd_size(size: tuple[int, int]) -> list[str]:
+    """A line of a report where width and height are no multiples of 8, on the size that is made."""
+    wide, high = (side // LATENT_FACTOR * LATENT_FACTOR for side in size)
+    return [f"width, height: {wide} x {high}, the next smaller multiples of 8"] if (wide, high) != size else []
 
 
 def open_scene(
@@ -335,6 +345,11 @@ def with_control(positive: Any, negative: Any, control_net: Any, image: Tensor, 
     from nodes import ControlNetApplyAdvanced  # pyright: ignore[reportAttributeAccessIssue] # ComfyUI's, not ours
 
     return ControlNetApplyAdvanced().apply_controlnet(positive, negative, control_net, image, strength, 0.0, 1.0)
+
+
+def encode(clip: Any, text: str) -> Any:
+    """CONDITIONING, as CLIP Text Encode makes it."""
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 
 def in_words(score: float | None) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..magicapture_core.types import MagiCaptureError
 from . import patching
-from .sampling import STRENGTHS, in_words, open_scene, optional_sockets, required_sockets, single
+from .sampling import STRENGTHS, in_words, open_scene, optional_sockets, required_sockets, sample, single
 from .sockets import MAX_STRENGTH, schema, show, to_comfy, to_core
 
 NOTHING = "nothing"
@@ -65,7 +65,7 @@ class StrengthSweep(io.ComfyNode):
                 raise MagiCaptureError(
                     f"{widget}: {strength} has no effect with {scene.learned.name}: {shots[0].idle[strength]}"
                 )
-        images = vae.decode(scene.sample([(shot, seed) for shot in shots]))
+        images = vae.decode(sample([(shot, seed) for shot in shots], scene.settings, scene.size))
         scores = scene.judge(images) if scene.judge else []
         labels = [
             ", ".join([*map(in_short, cell.items()), *map(in_words, scores[place : place + 1])])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,14 @@ def generate_group(
     everywhere. One person whose mask is full is what `sampler.generate` makes of `Person.text`. options: of
     `sampler.walk`. Raises MagiCaptureError for what `check_people` and `sampler.taught` refuse.
     """
+    predict = group_predictor(backbone, people, prompt, negative_prompt)
+    return walk(backbone, predict, num_images=num_images, **options)
+
+
+def group_predictor(
+    backbone: Backbone, people: Sequence[Person], prompt: str, negative_prompt: str = ""
+) -> Callable[[int, Tensor, Tensor], Tensor]:
+    """One pass of the UNet as `walk` asks for it. Raises as `generate_group`."""
     unet = backbone.unet
     with taught(backbone, None) as vocabulary:
         base = PromptEmbeds(backbone, vocabulary, [negative_prompt, prompt])
@@ -40,14 +48,14 @@ def generate_group(
     layers = [_layers(backbone, person) for person in people]
 
     def predict(_step: int, latents: Tensor, timestep: Tensor) -> Tensor:
-        branches = [
-            _branch(person, text.at(int(timestep)).repeat_interleave(num_images, 0), lora)
-            for person, text, lora in zip(people, texts, layers, strict=True)
-        ]
-        with acting(unet, branches):
-            return unet(latents, timestep, base.at(int(timestep)).repeat_interleave(num_images, 0)).sample
+        def rows(embeds: PromptEmbeds) -> Tensor:
+            return embeds.at(int(timestep)).repeat_interleave(len(latents) // 2, 0)
 
-    return walk(backbone, predict, num_images=num_images, **options)
+        branches = [_branch(person, rows(text), lora) for person, text, lora in zip(people, texts, layers, strict=True)]
+        with acting(unet, branches):
+            return unet(latents, timestep, rows(base)).sample
+
+    return predict
 
 
 def _learned(backbone: Backbone, person: Person, negative_prompt: str, prompt: str) -> PromptEmbeds:
@@ -64,11 +72,7 @@ def _layers(backbone: Backbone, person: Person) -> dict[nn.Module, LoraLayer]:
     if person.artifact is None:
         return {}
     found = kohya.from_kohya(person.artifact.lora, kohya.UNET, backbone.unet)
-    return {backbone.unet.get_submodule(path): on(backbone.unet.device, lora) for path, lora in found.items()}
-
-
-def on(device: torch.device, lora: LoraLayer) -> LoraLayer:
-    return LoraLayer(down=lora.down.to(device), up=lora.up.to(device), alpha=lora.alpha)
+    return {backbone.unet.get_submodule(path): lora.to(backbone.unet.device) for path, lora in found.items()}
 
 
 def _branch(person: Person, embeds: Tensor, layers: Mapping[nn.Module, LoraLayer]) -> Branch:

@@ -1,0 +1,170 @@
+"""GroupPerson and GroupPortraitSampler: several people in one picture, each in their region."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..magicapture_core.types import MagiCaptureError
+from .sampling import Shot, encode, odd_size, sample, sampler_sockets
+from .sockets import ArtifactType, IdentityType, checkpoint_inputs, masks_to_core, schema, show, text_input
+
+if TYPE_CHECKING:
+    from ..magicapture_core.artifact import Artifact
+    from ..magicapture_core.group.people import Person
+    from ..magicapture_core.sefi.identity import SefiIdentity
+
+GroupType = io.Custom("MAGICAPTURE_GROUP")
+
+
+class GroupPerson(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "Group Person",
+            node_id="MagiCaptureGroupPerson",
+            description="Says who stands where in a group portrait: a person, as a LoRA or as an identity of one "
+            "photo, and their region. Chain one for each person.",
+            search_aliases=["MagicID", "several people", "multi person", "regional", "couple"],
+            inputs=[
+                io.Mask.Input(
+                    "mask", tooltip="White where the person stands, such as one of Face Regions; of any size."
+                ),
+                text_input(
+                    "prompt",
+                    "a photo of {person}",
+                    "What only this person is and does; {person} is their name. What is said of the whole picture, in "
+                    "Group Portrait Sampler, is added behind it.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How much of the region is this person's; the rest is the prompt of the whole picture's.",
+                ),
+                ArtifactType.Input(
+                    "artifact",
+                    optional=True,
+                    tooltip="A person as a LoRA, from Train or Load MagiCapture LoRA; that node's MODEL stays "
+                    "unconnected. Or else connect identity.",
+                ),
+                IdentityType.Input(
+                    "identity",
+                    optional=True,
+                    tooltip="A person as an identity of one photo, from Train or Load SeFi Identity. Or else connect "
+                    "artifact.",
+                ),
+                GroupType.Input("group", optional=True, tooltip="The people so far, from another Group Person."),
+            ],
+            outputs=[
+                GroupType.Output(
+                    display_name="group", tooltip="To the next Group Person, or to Group Portrait Sampler."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        mask: Tensor,
+        prompt: str,
+        strength: float,
+        artifact: Artifact | None = None,
+        identity: SefiIdentity | None = None,
+        group: tuple[Person, ...] = (),
+    ) -> io.NodeOutput:
+        from ..magicapture_core.group.people import Person
+        from .patching import check_architecture
+
+        made = artifact or identity
+        if made is None or (artifact and identity):
+            said = "both are connected" if made else "neither is connected"
+            raise MagiCaptureError(f"artifact, identity: {said}; connect one of them, it says who the person is")
+        check_architecture(made)
+        person = Person(made=made, mask=masks_to_core(mask)[0], prompt=prompt, strength=strength)
+        return io.NodeOutput((*group, person))
+
+
+class GroupPortraitSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "Group Portrait Sampler",
+            node_id="MagiCaptureGroupPortraitSampler",
+            description="Makes pictures of several people, each in their region, in one pass: their words and LoRAs "
+            "act nowhere else. Inspired by MagicID; a reconstruction.",
+            search_aliases=["MagicID", "several people", "multi person", "regional prompt", "couple"],
+            inputs=[
+                *checkpoint_inputs(
+                    model="An SD1.5 model, without the people's LoRAs on it; others, ControlNet and IP-Adapter go on "
+                    "as they are.",
+                    clip="The CLIP of the same checkpoint.",
+                    vae="Turns latents into pictures.",
+                ),
+                GroupType.Input("group", tooltip="The people, from the last Group Person."),
+                text_input(
+                    "prompt",
+                    "in front of a plain blue background",
+                    "What is said of the whole picture. In each region it stands behind the person's own prompt, "
+                    "everywhere else alone.",
+                ),
+                text_input("negative", "", "What the pictures should not show."),
+                *sampler_sockets("The first picture's seed; the next pictures use the next numbers."),
+                io.Int.Input("count", default=1, min=1, max=64, tooltip="How many pictures to make."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images", tooltip="The pictures, one batch."),
+                io.Latent.Output(display_name="latents", tooltip="The same as latents, for a second pass."),
+                io.String.Output(display_name="report", tooltip="Who stands where, and with which prompt."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        *,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        group: tuple[Person, ...],
+        prompt: str,
+        negative: str,
+        seed: int,
+        count: int,
+        width: int,
+        height: int,
+        **settings: Any,
+    ) -> io.NodeOutput:
+        from ..magicapture_core.group.people import check_people
+        from .grouping import apply_group
+
+        people = check_people([fitted(person, (height, width)) for person in group])
+        shot = Shot(
+            model=apply_group(people, model, clip, prompt, negative),
+            positive=encode(clip, prompt),
+            negative=encode(clip, negative),
+            notes=[describe(number, person, prompt) for number, person in enumerate(people, 1)],
+            idle={},
+        )
+        latents = sample([(shot, seed + number) for number in range(count)], settings, (width, height))
+        report = "\n".join([*shot.notes, *odd_size((width, height))])
+        return io.NodeOutput(vae.decode(latents), {"samples": latents}, report, ui=show(report))
+
+
+def fitted(person: Person, size: tuple[int, int]) -> Person:
+    """The same with their region at the size (height, width) of the picture."""
+    mask = torch.nn.functional.interpolate(person.mask[None], size, mode="area")[0]
+    return replace(person, mask=mask)
+
+
+def describe(number: int, person: Person, prompt: str) -> str:
+    return f"person {number}, {person.made.name}, {float(person.mask.mean()):.0%} of the picture: {person.text(prompt)}"
+
+
+NODES = [GroupPerson, GroupPortraitSampler]

@@ -1,0 +1,140 @@
+"""GroupPerson and GroupPortraitSampler: the core's own predictions, the plain chain, and what others patch."""
+
+from dataclasses import replace
+
+import torch
+from check_attention import UNetLog, encode, noise
+from check_identity import farthest, load_fp32, predictions
+from check_restore import part, refused
+from check_sampling import attached
+from crafted import random_artifact, random_identity
+
+BASE, NEGATIVE = "in front of a blue wall", "blurry"
+TIMESTEPS = [50, 350, 650, 950]
+SETTINGS = {"steps": 2, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal", "width": 96, "height": 64}
+
+
+def halves(height=64, width=96):
+    left = torch.zeros(1, height, width)
+    left[..., : width // 2] = 1
+    return left, 1 - left
+
+
+def person(pack, made, mask, **changes):
+    return part(pack, "magicapture_core.group.people").Person(made=made, mask=mask, **changes)
+
+
+def grouped(pack, loaded, people):
+    return part(pack, "nodes.grouping").apply_group(people, *loaded[:2], BASE, NEGATIVE)
+
+
+def sampled(loaded, model, start, clip=None, text=BASE):
+    pair = [encode(clip or loaded[1], words) for words in (text, NEGATIVE)]
+    return predictions(model, pair[0], TIMESTEPS, pair[1], 4.0, start)
+
+
+def sigmas(loaded):
+    return loaded[0].get_model_object("model_sampling").sigmas[TIMESTEPS]
+
+
+def wide_noise():
+    return torch.randn(1, 4, 8, 12, generator=torch.Generator().manual_seed(3))
+
+
+def check_a_lora_and_an_identity_equal_the_core(pack, checkpoint):
+    """Side by side on a picture that is no square, in fp32; texts of one and of two chunks."""
+    loaded = load_fp32(checkpoint)
+    left, right = halves()
+    people = [
+        person(pack, random_artifact(pack), left, prompt="{person} with a hat"),
+        person(pack, random_identity(pack), right, strength=0.7),
+    ]
+    start, found = wide_noise(), []
+    with torch.inference_mode(False), torch.no_grad():
+        backbone = part(pack, "nodes.weights").plain_backbone(*loaded)
+        predict = part(pack, "magicapture_core.group.sampler").group_predictor(backbone, people, BASE, NEGATIVE)
+        for timestep, sigma in zip(TIMESTEPS, sigmas(loaded).clone(), strict=True):
+            x = start.clone() * sigma
+            scaled = (x / (sigma**2 + 1).sqrt()).repeat(2, 1, 1, 1)
+            negative, positive = predict(0, scaled, torch.tensor(timestep)).chunk(2)
+            found.append(x - sigma * (negative + 4 * (positive - negative)))
+    ours = sampled(loaded, grouped(pack, loaded, people), start)
+    assert farthest(ours, found, sigmas(loaded)) < 1e-3
+    assert farthest(ours, sampled(loaded, loaded[0], start), sigmas(loaded)) > 0.01
+
+
+def check_one_person_everywhere_is_the_plain_chain(pack, checkpoint):
+    loaded = load_fp32(checkpoint)
+    start = noise()
+    artifact = random_artifact(pack)
+    alone = person(pack, artifact, torch.ones(1, 64, 64), prompt="a portrait of {person} " + "very " * 80)
+    ours = sampled(loaded, grouped(pack, loaded, [alone]), start)
+    model, clip = attached(pack, loaded, artifact)[:2]
+    theirs = sampled(loaded, model, start, clip, alone.text(BASE))
+    assert farthest(ours, theirs, sigmas(loaded)) < 1e-3
+
+
+def check_what_others_do_to_the_layers_goes_on_outside_of_the_regions(pack, loaded):
+    """A replacement of every cross-attention, as IP-Adapters make it."""
+    replaced = loaded[0].clone()
+    for block in (*(("input", number) for number in (1, 2, 4, 5, 7, 8)), ("middle", 0)):
+        replaced.set_model_attn2_replace(lambda query, _keys, _values, _extra: torch.zeros_like(query), *block)
+    nobody = person(pack, random_identity(pack), torch.ones(1, 64, 64), strength=0.0)
+    everybody = replace(nobody, strength=1.0)
+    start = noise()
+    patched = [replaced, *loaded[1:]]
+    assert all(
+        map(torch.equal, sampled(loaded, grouped(pack, patched, [nobody]), start), sampled(loaded, replaced, start))
+    )
+    ours = sampled(loaded, grouped(pack, patched, [everybody]), start)
+    without = sampled(loaded, grouped(pack, loaded, [everybody]), start)
+    assert all(map(torch.equal, ours, without))
+
+
+def check_a_step_is_one_call_however_many_there_are(pack, loaded):
+    left, right = halves(64, 64)
+    masks = [left, right, left * right + 1]
+    logs = []
+    for count in (1, 2, 3):
+        made = [random_artifact(pack, 1), random_identity(pack), random_artifact(pack, 2)]
+        people = [person(pack, *pair) for pair in zip(made[:count], masks, strict=False)]
+        with UNetLog(loaded[0]) as log:
+            sampled(loaded, grouped(pack, loaded, people), noise())
+        logs.append(log.kinds)
+    assert logs[0] == logs[1] == logs[2]
+
+
+def check_the_nodes_make_a_picture_and_leave_the_model_alone(pack, loaded):
+    nodes = part(pack, "nodes.group")
+    left, right = halves(32, 48)  # of another size than the picture
+    made = nodes.GroupPerson.execute(left, "a photo of {person}", 1.0, artifact=random_artifact(pack)).result
+    made = nodes.GroupPerson.execute(right, "", 0.8, identity=random_identity(pack), group=made[0]).result
+    model, clip, vae = loaded
+    before = model.model.state_dict()["diffusion_model.out.2.weight"].clone()
+    options = {"group": made[0], "prompt": BASE, "negative": "", "seed": 1, "count": 2, **SETTINGS}
+    images, latents, report = nodes.GroupPortraitSampler.execute(model=model, clip=clip, vae=vae, **options).result
+    assert images.shape == (2, 64, 96, 3)
+    assert latents["samples"].shape == (2, 4, 8, 12)
+    assert not torch.equal(images[0], images[1])
+    assert report.splitlines() == [
+        f"person 1, random, 50% of the picture: a photo of <subject> person, {BASE}",
+        f"person 2, me, 50% of the picture: a photo of <person>, {BASE}",
+    ]
+    assert torch.equal(model.model.state_dict()["diffusion_model.out.2.weight"], before)
+    assert not any(module._forward_hooks for module in model.model.diffusion_model.modules())
+
+
+def check_what_cannot_be_is_told(pack, loaded):
+    nodes = part(pack, "nodes.group")
+    artifact, mask = random_artifact(pack), torch.ones(1, 64, 96)
+    with refused("artifact, identity: neither is connected"):
+        nodes.GroupPerson.execute(mask, "", 1.0)
+    with refused("artifact, identity: both are connected"):
+        nodes.GroupPerson.execute(mask, "", 1.0, artifact=artifact, identity=random_identity(pack))
+    with refused("model: it has the LoRA of random already"):
+        on = attached(pack, loaded, artifact)
+        grouped(pack, [*on[:2], loaded[2]], [person(pack, artifact, mask)])
+    empty = nodes.GroupPerson.execute(mask * 0, "", 1.0, artifact=artifact).result[0]
+    options = {"group": empty, "prompt": BASE, "negative": "", "seed": 1, "count": 1, **SETTINGS}
+    with refused("mask: the region of person 1 is empty"):
+        nodes.GroupPortraitSampler.execute(model=loaded[0], clip=loaded[1], vae=loaded[2], **options)
