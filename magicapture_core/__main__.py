@@ -15,6 +15,7 @@ from typing import get_args
 
 from . import commands, train_command
 from .face_outcomes import MAX_LIKENESS_LOSS
+from .group import command as group_command
 from .prompts import COMPOSED_PROMPT
 from .sefi import command as sefi_command
 from .types import MagiCaptureError, Side
@@ -166,7 +167,39 @@ def build_parser() -> argparse.ArgumentParser:
 
     generate = command("generate", commands.generate, "pictures from a LoRA, from identities, or from both")
     _add_prompt(generate)
-    generate.add_argument("--count", type=positive, default=4, help="how many pictures (%(default)s)")
+    _add_count(generate)
+
+    group = command("group", group_command.group, "several people in one picture, each in their region")
+    group.add_argument(
+        "--person",
+        type=Path,
+        required=True,
+        action="append",
+        metavar="FILE",
+        help="a LoRA or an identity; again for each further person, from left to right",
+    )
+    group.add_argument(
+        "--about",
+        action="append",
+        metavar="TEXT",
+        help="about that person alone, who is {person} in it; once for each --person",
+    )
+    group.add_argument(
+        "--mask",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="white = where that person stands; once for each --person, all of one size",
+    )
+    group.add_argument(
+        "--boxes",
+        metavar="TEXT",
+        help='instead of masks, left, top, right and bottom of each region from 0 to 1: "0,0,.5,1; .5,0,1,1". '
+        "Without either they stand side by side",
+    )
+    group.add_argument("--size", type=group_command.pixels, metavar="WIDTHxHEIGHT", help="the model's own by default")
+    _add_sampling(group, "the whole picture: where they are, the light, the style")
+    _add_count(group)
 
     attention = command("attention", commands.attention, "where each word looks while a picture is made")
     _add_prompt(attention)
@@ -292,14 +325,22 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="what `sefi` made, {person} in prompts; a second one is {person_2} and so on",
     )
+    parser.add_argument("--strength", type=float, default=1.0, help="of the LoRA (%(default)s)")
+    _add_sampling(parser, f'by default the training\'s own, such as "{COMPOSED_PROMPT}"')
+
+
+def _add_sampling(parser: argparse.ArgumentParser, prompt: str) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     _add_model(parser)
-    parser.add_argument("--prompt", help=f'by default the training\'s own, such as "{COMPOSED_PROMPT}"')
+    parser.add_argument("--prompt", help=prompt)
     parser.add_argument("--negative-prompt", default="")
-    parser.add_argument("--strength", type=float, default=1.0, help="of the LoRA (%(default)s)")
     parser.add_argument("--num-steps", type=positive, default=30, help="sampling steps (%(default)s)")
     parser.add_argument("--guidance", type=float, default=7.0, help="how closely to follow the prompt (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+
+
+def _add_count(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--count", type=positive, default=4, help="how many pictures (%(default)s)")
 
 
 if __name__ == "__main__":

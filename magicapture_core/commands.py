@@ -141,7 +141,7 @@ def generate(arguments: Namespace) -> Result:
     given = _Given.of(arguments)
     with progress(arguments.num_steps, "sampling") as bar:
         options = given.sampling(arguments, bar)
-        images = sample(_model(arguments), **options, num_images=arguments.count)
+        images = sample(read_model(arguments), **options, num_images=arguments.count)
     files = []
     for index, image in enumerate(images):
         files.append(str(arguments.output / f"{given.name}-{arguments.seed + index}.png"))
@@ -160,7 +160,7 @@ def attention(arguments: Namespace) -> Result:
     words = [word.strip() for word in asked.split(",") if word.strip()]
     record = heatmaps.AttentionRecord(words or given.words)
     with progress(arguments.num_steps, "sampling") as bar:
-        images = sample(_model(arguments), **given.sampling(arguments, bar), record=record)
+        images = sample(read_model(arguments), **given.sampling(arguments, bar), record=record)
     sheets: dict[str, Tensor] = {
         "overlay": heatmaps.overlays(record, images),
         "steps": heatmaps.strips(record, images, heatmaps.over_steps(record, images))[0],
@@ -228,7 +228,8 @@ class _Given:
         }
 
 
-def _model(arguments: Namespace) -> Backbone:
+def read_model(arguments: Namespace) -> Backbone:
+    """The base model, on the device that was asked for."""
     import torch
 
     backbone = read_backbone(arguments.checkpoint)
