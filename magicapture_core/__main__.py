@@ -124,6 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--config", type=Path, metavar="TOML", help="settings; they go before the preset")
     train.add_argument("--inversion-steps", type=int, metavar="N", help="optimizer steps of phase 1")
     train.add_argument("--tuning-steps", type=int, metavar="N", help="optimizer steps of phase 2")
+    train.add_argument("--clone-steps", type=int, metavar="N", help="optimizer steps of phase 3, none by default")
     train.add_argument("--seed", type=int, metavar="N")
     train.add_argument(
         "--recogniser", type=Path, metavar="FILE", help="a face recognition network, such as w600k_r50.onnx"

@@ -64,9 +64,11 @@ class Batch:
     """Items of one forward pass.
 
     latents, noise: [B,C,h,w], scaled as the UNet wants them. timesteps: [B]. prompts: B strings with placeholders.
-    words: of each item, the learned words of its person and its style, whether its prompt holds them or not.
+    words: of each item, the learned words of its person, its style and, in a collage, another person, whether its
+    prompt holds them or not.
     loss_masks: [B,1,h,w], where the reconstruction counts. face_masks: [B,1,h',w'] at the attention maps' size: the
-    subject token's region; the style token's is the rest. landmarks: [B,5,2] in pixels where the subject's face is to
+    subject token's region; the style token's is the rest. other_masks: [B,1,h',w'], the region of another person's
+    token, or [B,0,h',w'] where there is none. landmarks: [B,5,2] in pixels where the subject's face is to
     appear, NaN where the identity term does not apply. target_embeds: B times [M,D], whose nearest it is to resemble.
     objects: the same for things other than faces, B targets, None where the term does not apply.
     """
@@ -75,9 +77,10 @@ class Batch:
     noise: Tensor
     timesteps: Tensor
     prompts: list[str]
-    words: list[tuple[str, str]]
+    words: list[tuple[str, ...]]
     loss_masks: Tensor
     face_masks: Tensor
+    other_masks: Tensor
     landmarks: Tensor
     target_embeds: list[Tensor]
     objects: list[ObjectTarget | None]
@@ -94,7 +97,8 @@ class Dataset:
     """All people and styles, encoded, ready to draw from. concepts: by name.
 
     likeness: None without a recogniser. looks: None without DINO. Without either there is no identity term. classes:
-    by noun, what the untouched model shows of it; empty where it is not asked.
+    by noun, what the untouched model shows of it; empty where it is not asked. photos: what was encoded, for collages;
+    empty where there are none.
     """
 
     concepts: Mapping[str, EncodedPortraits]
@@ -102,6 +106,7 @@ class Dataset:
     likeness: Likeness | None = None
     looks: ObjectLooks | None = None
     classes: Mapping[str, EncodedPortraits] = field(default_factory=dict)
+    photos: Photos = field(default_factory=dict)
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -162,6 +167,7 @@ class Dataset:
             words=[words],
             loss_masks=(face if item.task in ("source", "class") else 1 - face)[None],
             face_masks=side.attention_masks[mirrored, photo][None] * set_apart,
+            other_masks=torch.empty(1, 0, *side.attention_masks.shape[-2:]),
             landmarks=landmarks[None],
             target_embeds=[targets],
             objects=[target],
@@ -207,8 +213,13 @@ def encode(
     concepts = {name: _encode(backbone, photos[name], config) for name in config.concepts}
     for name, encoded in concepts.items():
         _check_areas(name, encoded.face_masks, "face" if config.kind == "person" else "object")
-    scaling_factor = backbone.vae.config.scaling_factor
-    return Dataset(concepts=concepts, scaling_factor=scaling_factor, likeness=likeness, looks=looks)
+    return Dataset(
+        concepts=concepts,
+        scaling_factor=backbone.vae.config.scaling_factor,
+        likeness=likeness,
+        looks=looks,
+        photos=photos if config.clone_steps else {},
+    )
 
 
 def with_classes(dataset: Dataset, backbone: Backbone, classes: Photos, config: TrainConfig) -> Dataset:
@@ -248,15 +259,20 @@ def _check_areas(name: str, face_masks: Tensor, what: str) -> None:
 
 
 @torch.no_grad()
+def posterior(vae: Any, image: Tensor) -> tuple[Tensor, Tensor]:
+    """image [1,3,H,W] -> mean and std of the VAE's posterior, [1,C,h,w] each, unscaled, on the CPU."""
+    latents = vae.encode(image.to(vae.device, vae.dtype) * 2 - 1).latent_dist
+    return latents.mean.float().cpu(), latents.std.float().cpu()
+
+
 def encode_images(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     """images [N,3,H,W] -> mean and std of the VAE's posterior, [2,N,C,h,w] each, unscaled; 0 as it is, 1 flipped."""
-    mean, std = [], []
+    mean: list[Tensor] = []
+    std: list[Tensor] = []
     for mirrored in (False, True):
         for image in images.split(1):  # one at a time: a full-size encode is the run's largest tensor
-            pixel_values = (image.flip(-1) if mirrored else image).to(vae.device, vae.dtype) * 2 - 1
-            posterior = vae.encode(pixel_values).latent_dist
-            mean.append(posterior.mean.float().cpu())
-            std.append(posterior.std.float().cpu())
+            for part, values in zip((mean, std), posterior(vae, image.flip(-1) if mirrored else image), strict=True):
+                part.append(values)
     return torch.cat(mean).unflatten(0, (2, -1)), torch.cat(std).unflatten(0, (2, -1))
 
 
@@ -268,8 +284,8 @@ def _encode(backbone: Backbone, portraits: Portraits, config: TrainConfig) -> En
     return EncodedPortraits(
         mean=mean,
         std=std,
-        face_masks=_binary(masks, size),
-        attention_masks=_binary(masks, (size[0] // divisor, size[1] // divisor)),
+        face_masks=binary(masks, size),
+        attention_masks=binary(masks, (size[0] // divisor, size[1] // divisor)),
         landmarks=_landmarks(portraits),
     )
 
@@ -285,15 +301,15 @@ def _landmarks(portraits: Portraits) -> Tensor:
     return landmarks
 
 
-def _binary(masks: Tensor, size: tuple[int, int]) -> Tensor:
+def binary(masks: Tensor, size: tuple[int, int]) -> Tensor:
     """[2,N,1,H,W] -> [2,N,1,h,w] in {0,1}: a cell counts where the mask covers half of it."""
     average = F.interpolate(masks.flatten(0, 1), size, mode="area").unflatten(0, masks.shape[:2])
     return (average >= 0.5).float()
 
 
 def step_items(config: TrainConfig, phase: str, step: int) -> list[ItemKey]:
-    """The items of one optimizer step: `accumulate` groups of one item of each task."""
-    tasks: Sequence[Task] = ("source", "reference")
+    """The items of one optimizer step: `accumulate` groups of one item of each task; a collage is a source item."""
+    tasks: Sequence[Task] = ("source",) if phase == "clone" else ("source", "reference")
     if phase == "tuning":
         tasks = (*config.tuning.tasks, "class") if config.tuning.class_images else config.tuning.tasks
     return [

@@ -1,4 +1,4 @@
-"""What a run will cost, found by doing a little of it: one pass of its last phase that is thrown away."""
+"""What a run will cost, found by doing a little of it: one pass of its dearest phase that is thrown away."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ BYTES_PER_TRAINABLE = 8  # the weight and its gradient; what the optimizer keeps
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """seconds: of one step of the last phase, and of the whole run without its previews. peak_bytes: of device memory,
-    at least."""
+    """seconds: of one step of the dearest phase, and of the whole run without its previews. peak_bytes: of device
+    memory, at least."""
 
     seconds_per_step: float
     total_seconds: float
@@ -35,7 +35,7 @@ class Estimate:
 
 
 def estimate(opened: AbstractContextManager[TrainingRun]) -> Estimate:
-    """Times a group of items of the last phase, in which a likeness is asked for where one ever is, after a pass to
+    """Times a group of items of the dearest phase, in which a likeness is asked for where one ever is, after a pass to
     warm up. opened: a fresh run.
 
     A run draws by counted randomness, so this cannot disturb another. On a graphics card the peak is measured,
@@ -43,7 +43,7 @@ def estimate(opened: AbstractContextManager[TrainingRun]) -> Estimate:
     """
     with opened as run:
         num_items = {phase: len(run.items(phase, 0)) for phase in run.phases}
-        *_, phase = run.phases
+        phase = run.dearest_phase
         batches = _a_group(run, phase)
         parts, kept_bytes = (run.backbone.unet, run.backbone.text_encoder), 0
         run.begin(phase, {}, midway=False)

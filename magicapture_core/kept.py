@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -230,12 +230,16 @@ def result_key(
     tensors += weights(backbone)
     if backbone.taesd is not None:
         tensors += backbone.taesd.state_dict().values()
-    return key_of(config, [*tensors, *seen_by(recogniser, given)], watch)
+    unused = set() if config.clone_steps else {"clone_steps"}  # what was trained before there were any has no such word
+    return key_of(config, [*tensors, *seen_by(recogniser, given)], watch, unused)
 
 
-def key_of(config: RunConfig, tensors: Sequence[Tensor], watch: Watch | None) -> str:
-    """The hash of a training of any method. tensors: photos and weights, in an order of its own."""
-    settings = config.model_dump_json(exclude={"batch_size", "gradient_checkpointing"})  # these decide cost alone
+def key_of(config: RunConfig, tensors: Sequence[Tensor], watch: Watch | None, unused: Set[str] = frozenset()) -> str:
+    """The hash of a training of any method. tensors: photos and weights, in an order of its own. unused: settings that
+    are as if they were not there."""
+    settings = config.model_dump_json(
+        exclude={"batch_size", "gradient_checkpointing", *unused}
+    )  # two decide cost alone
     if watch is not None and watch.patience:
         settings += f" {watch.every} {watch.patience}"
     if watch is not None and watch.detector is not None:

@@ -205,9 +205,11 @@ def word_fields(words: Sequence[str], sentence: str) -> dict[str, str]:
 def training_fields(config: Mapping[str, Any]) -> dict[str, str]:
     """What kohya's scripts say of a training, out of our settings; less where a file tells less of them."""
     steps = [_setting(config, phase, "num_steps") for phase in ("inversion", "tuning")]
-    side = _setting(config, "resolution")
+    clone, side = _setting(config, "clone_steps"), _setting(config, "resolution")  # older files lack the first
     found = {
-        "ss_max_train_steps": sum(steps) if all(type(number) is int for number in steps) else None,
+        "ss_max_train_steps": sum(steps) + (clone if type(clone) is int else 0)
+        if all(type(number) is int for number in steps)
+        else None,
         "ss_learning_rate": _setting(config, "tuning", "lora_learning_rate"),
         "ss_optimizer": _setting(config, "optimizer"),
         "ss_seed": _setting(config, "seed"),

@@ -69,7 +69,7 @@ class Objective:
         self.attention_loss = attention_loss or partial(losses.attention_refocusing, reduce=config.attention_reduce)
         self._decoder = backbone.vae if config.identity_decoder == "vae" else backbone.taesd
         self._alphas_cumprod = backbone.noise_scheduler.alphas_cumprod.to(self.device)
-        self._columns: dict[tuple[str, tuple[str, str]], Tensor] = {}  # prompt, words -> [2,T]
+        self._columns: dict[tuple[str, tuple[str, ...]], Tensor] = {}  # prompt, words -> [K,T]
         self._fixed_embeds: dict[str, Tensor] | None = None
 
     def remember_text(self, text_is_fixed: bool) -> None:
@@ -86,6 +86,7 @@ class Objective:
         grid = (batch.face_masks.shape[-2], batch.face_masks.shape[-1])
         noise, timesteps = batch.noise.to(self.device), batch.timesteps.to(self.device)
         loss_masks, face_masks = batch.loss_masks.to(self.device), batch.face_masks.to(self.device)
+        regions = torch.cat([face_masks, 1 - face_masks, batch.other_masks.to(self.device)], 1)
         noisy_latents = add_noise(batch.latents.to(self.device), noise, timesteps, self._alphas_cumprod)
         with ExitStack() as inside:
             self._open_gates(columns, inside)
@@ -100,7 +101,7 @@ class Objective:
                 reconstruction = reconstruction * min_snr_weights(timesteps, self._alphas_cumprod, gamma)
             attention = identity = prior = torch.zeros_like(reconstruction)
             if weights.attention:
-                attention = self._attention(maps, columns, face_masks)
+                attention = self._attention(maps, columns, regions)
             if weights.identity and batch.identity_items:
                 latents = predict_x0(noisy_latents, noise_pred.float(), timesteps, self._alphas_cumprod)
                 identity = self._identity(latents, batch)
@@ -111,17 +112,17 @@ class Objective:
     def _open_gates(self, columns: Tensor, inside: ExitStack) -> None:
         """Of split adapters, each item goes through those whose word its prompt holds; one of the class through both.
 
-        columns: [B,2,T] on the CPU.
+        columns: [B,K,T] on the CPU, K as `Batch.words`.
         """
         if len(self.ranks):
-            held = columns.any(-1)
+            held = columns[:, : len(self.ranks)].any(-1)
             held |= ~held.any(1, keepdim=True)
             gates = held.repeat_interleave(self.ranks, 1).to(self.device)
             for model in (self.backbone.unet, self.backbone.text_encoder):
                 inside.enter_context(lora.gated(model, gates))
 
     def token_columns(self, batch: Batch) -> Tensor:
-        """[B,2,T] averaging weights of each item's two learned words; all zero where its prompt lacks one."""
+        """[B,K,T] averaging weights of each item's learned words; all zero where its prompt lacks one."""
         items = list(zip(batch.prompts, batch.words, strict=True))
         for prompt, words in set(items) - set(self._columns):
             input_ids = self.vocabulary.encode([prompt])
@@ -169,16 +170,15 @@ class Objective:
         term = losses.identity(pred_embeds, batch.target_embeds[index].to(self.device, non_blocking=True)).amin()
         return term * (term <= 1 - self.config.identity_min_cosine)
 
-    def _attention(self, maps: dict[str, Tensor], columns: Tensor, face_masks: Tensor) -> Tensor:
-        """Mean over each item's words: the subject's region is the face, the style's all the rest. [B]."""
+    def _attention(self, maps: dict[str, Tensor], columns: Tensor, regions: Tensor) -> Tensor:
+        """Mean over each item's words, [B]. regions: [B,K,h',w']; the subject's is the face, the style's the rest."""
         if not maps:
             raise MagiCaptureError(
-                f"no attention layer works on a grid of {tuple(face_masks.shape[-2:])}: change "
+                f"no attention layer works on a grid of {tuple(regions.shape[-2:])}: change "
                 "loss.attention_downscale or the resolution"
             )
         probs = torch.stack(list(maps.values()), 2)  # [B,K,L,heads,h',w']
-        regions = (face_masks, 1 - face_masks)
-        terms = [self.attention_loss(probs[:, index], region) for index, region in enumerate(regions)]
+        terms = [self.attention_loss(probs[:, index], region) for index, region in enumerate(regions.split(1, 1))]
         present = columns.any(-1)  # [B,K], whether the prompt holds the word
-        exists = torch.stack([region.flatten(1).any(1) for region in regions], 1)  # it may vanish on a coarse grid
+        exists = regions.flatten(2).any(2)  # it may vanish on a coarse grid
         return (torch.stack(terms, 1) * (present & exists)).sum(1) / present.sum(1).clamp(min=1)

@@ -58,6 +58,25 @@ TEMPLATES: dict[Task, tuple[str, ...]] = {
     ),
 }
 
+COLLAGES: dict[str, tuple[str, ...]] = {  # of one face, of several of one person, of two people
+    "one": (
+        "A photo of {subject} {noun}",
+        "A good photo of {subject} {noun}",
+        "A bright photo of {subject} {noun}",
+        "A rendition of {subject} {noun}",
+    ),
+    "several": (
+        "Several photos of {subject} {noun}",
+        "A collage of photos of {subject} {noun}",
+        "A contact sheet of photos of {subject} {noun}",
+    ),
+    "two": (
+        "A photo of {subject} {noun} and {other} {other_noun}",
+        "A good photo of {subject} {noun} and {other} {other_noun}",
+        "A bright photo of {subject} {noun} and {other} {other_noun}",
+    ),
+}
+
 SLOT = rf"\{{({CONCEPT_PATTERN})\}}"
 
 

@@ -59,7 +59,7 @@ def personalize(
     """
     check_name(name)
     if not config.num_steps:
-        raise MagiCaptureError("nothing to train: inversion.num_steps and tuning.num_steps are both 0")
+        raise MagiCaptureError("nothing to train: inversion.num_steps, tuning.num_steps and clone_steps are all 0")
     check_photos(photos, config)
     check_kind(config, recogniser)
     if watch is not None:
@@ -104,7 +104,7 @@ class MagiCapture(Method[Run, Artifact]):
 
     @property
     def most_items(self) -> int:
-        return max(len(step_items(self.config, phase, 0)) for phase in ("inversion", "tuning"))
+        return max(len(step_items(self.config, phase, 0)) for phase in ("inversion", "tuning", "clone"))
 
     @property
     def scored_after(self) -> int:

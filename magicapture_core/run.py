@@ -222,6 +222,11 @@ class TrainingRun(ABC):
         if saved := {key.removeprefix("scaler."): v.item() for key, v in resume.items() if key.startswith("scaler.")}:
             self._scaler.load_state_dict(saved)
 
+    @property
+    def dearest_phase(self) -> str:
+        """The one whose passes take most time and memory: the last, unless a method knows better."""
+        return [*self.phases][-1]
+
     def trainable(self) -> list[nn.Parameter]:
         """The parameters that the present phase moves."""
         groups = self._optimizer.param_groups

@@ -109,8 +109,9 @@ def read_config(arguments: Namespace) -> TrainConfig:
         steps = getattr(arguments, f"{phase}_steps")
         if steps is not None:
             flags[phase] = {"num_steps": steps}
-    if arguments.seed is not None:
-        flags["seed"] = arguments.seed
+    for name in ("clone_steps", "seed"):
+        if getattr(arguments, name) is not None:
+            flags[name] = getattr(arguments, name)
     if arguments.taesd is not None:
         flags["loss"] = {"identity_decoder": "taesd"}
     if arguments.object is not None:

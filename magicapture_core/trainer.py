@@ -1,4 +1,4 @@
-"""MagiCapture's training as a generator: textual inversion, then LoRA and words together.
+"""MagiCapture's training as a generator: textual inversion, then LoRA and words together, then collages if asked.
 
 In: a backbone, an encoded dataset, a configuration. Out: one `TrainStep` an optimizer step; the caller owns progress
 and stopping. Closing the generator, at any step, leaves the backbone's modules as they were. Knows nothing of files.
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from . import lora, tokens
+from . import collages, lora, tokens
 from .config import TrainConfig
-from .dataset import Batch, Dataset, ItemKey, step_items
+from .dataset import Batch, Dataset, ItemKey, join, step_items
 from .losses import AttentionLoss
 from .objective import Objective, Terms
 from .run import State, TrainingRun, TrainStep, advance, checkpointed
@@ -36,7 +36,8 @@ def train(
     resume: State | None = None,
     attention_loss: AttentionLoss | None = None,
 ) -> Generator[TrainStep[Run]]:
-    """Phase 1 moves the learned words alone (Eq. 9), phase 2 the LoRA and the words (Eq. 10).
+    """Phase 1 moves the learned words alone (Eq. 9), phase 2 the LoRA and the words (Eq. 10); so does phase 3, which
+    is there where it is asked for and learns from collages.
 
     resume: a `TrainStep.state()` of the same photos and configuration; the run goes on bit for bit as if it had never
     stopped. attention_loss: instead of the configuration's attention refocusing, under the same weight; None for
@@ -56,7 +57,7 @@ def open_run(
 
 
 class Run(TrainingRun):
-    """The learned words' rows and the LoRA. phases: inversion, then tuning."""
+    """The learned words' rows and the LoRA. phases: inversion, then tuning, then clone where it has steps."""
 
     config: TrainConfig
     objective: Objective
@@ -72,6 +73,8 @@ class Run(TrainingRun):
         super().__init__(backbone, config)
         self.dataset = dataset
         self.phases = {"inversion": config.inversion.num_steps, "tuning": config.tuning.num_steps}
+        if config.clone_steps:
+            self.phases["clone"] = config.clone_steps
         self._undo = undo
         self._generator = torch.Generator().manual_seed(config.seed)
         table = backbone.text_encoder.get_input_embeddings().weight
@@ -103,13 +106,19 @@ class Run(TrainingRun):
         settings = self.config.inversion if phase == "inversion" else self.config.tuning
         rows = [parameter for name, parameter in self._parameters.items() if name.startswith("token.")]
         groups = [{"params": rows, "base": settings.token_learning_rate}]
-        if phase == "tuning":
-            groups.append({"params": self._inject_lora(), "base": self.config.tuning.lora_learning_rate})
+        if phase != "inversion":
+            groups.append({"params": self._lora_parameters(), "base": self.config.tuning.lora_learning_rate})
         for row in rows:  # after the injection: peft freezes all that is not its own
             row.requires_grad_(settings.token_learning_rate > 0)
         self.optimize(groups, settings.weight_decay, resume, midway)
-        text_moves = settings.token_learning_rate > 0 or (phase == "tuning" and self.config.lora.text_encoder)
+        text_moves = settings.token_learning_rate > 0 or (phase != "inversion" and self.config.lora.text_encoder)
         self.objective.remember_text(not text_moves)
+
+    def _lora_parameters(self) -> list[nn.Parameter]:
+        """Put in place by the first phase that moves them."""
+        if held := [parameter for name, parameter in self._parameters.items() if name.startswith("lora.")]:
+            return held
+        return self._inject_lora()
 
     def _inject_lora(self) -> list[nn.Parameter]:
         settings, models = self.config.lora, [(self.backbone.unet, self.config.lora.targets)]
@@ -122,22 +131,33 @@ class Run(TrainingRun):
         self._parameters |= {f"lora.{index}": parameter for index, parameter in enumerate(parameters)}
         return parameters
 
+    @property
+    def dearest_phase(self) -> str:
+        return "tuning"
+
     # -- one step ------------------------------------------------------------------------------------------------------
 
     def items(self, phase: str, step: int) -> list[ItemKey]:
         return step_items(self.config, phase, step)
 
     def draw(self, items: Sequence[ItemKey]) -> Batch:
+        if items[0].phase == "clone":
+            return join([collages.draw_item(self.backbone.vae, self.dataset, self.config, item) for item in items])
         return self.dataset.draw(self.config, items)
 
     def num_identity(self, batch: Batch) -> int:
         return len(batch.identity_items)
 
     def weights(self, phase: str) -> Terms[float]:
-        """Phase 1 has the reconstruction alone (Eq. 9): text embeddings are no place for geometry (section 3.3)."""
+        """Phase 1 has the reconstruction alone (Eq. 9): text embeddings are no place for geometry (section 3.3).
+
+        Collages are asked for what is in their slots, and for nothing else than attention's place outside.
+        """
         loss = self.config.loss
         if phase == "inversion":
             return Terms(1.0, 0.0, 0.0, 0.0)
+        if phase == "clone":
+            return Terms(1.0, loss.attention_weight, 0.0, 0.0)
         likeness_weight = loss.object_weight if self.config.kind == "object" else loss.identity_weight
         return Terms(1.0, loss.attention_weight, likeness_weight, loss.prior_weight)
 

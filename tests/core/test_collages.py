@@ -1,0 +1,231 @@
+"""Clone face tuning: collages are what their masks say, drawn by counted randomness, in a phase of their own."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from magicapture_core import kept
+from magicapture_core.backbone import tiny
+from magicapture_core.collages import Piece, box_of, compose, draw_item, put, slots
+from magicapture_core.config import parse_config
+from magicapture_core.dataset import ItemKey, encode, step_items
+from magicapture_core.kept import result_key
+from magicapture_core.objective import Terms
+from magicapture_core.trainer import open_run, train
+from tests.small import portraits, same, small_config
+
+PHOTOS = {"subject": portraits(3), "style": portraits(4, seed=1)}
+CLONE = {"clone_steps": 3}
+TWO = {"more_subjects": [{"placeholder_token": "<subject_2>", "initializer_token": "person"}]}
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return tiny()
+
+
+@pytest.fixture(scope="module")
+def dataset(backbone):
+    return encode(backbone, PHOTOS, small_config(**CLONE))
+
+
+@pytest.fixture(scope="module")
+def of_two(backbone):
+    return encode(backbone, {**PHOTOS, "subject_2": portraits(2, seed=2)}, small_config(**CLONE, **TWO))
+
+
+def collage(number):
+    return ItemKey(phase="clone", step=number, group=0, task="source")
+
+
+def states(backbone, dataset, config, resume=None):
+    return [step.state() for step in train(backbone, dataset, config, resume)]
+
+
+def a_piece(slot, scale=0.5, at=(0.5, 0.5)):
+    """White photo of 64 px, a red face in its left half."""
+    image, mask = torch.ones(3, 64, 64), torch.zeros(1, 64, 64)
+    mask[:, 16:48, 8:40] = 1
+    image[1:, 16:48, 8:40] = 0
+    return Piece(image=image, mask=mask, slot=slot, scale=scale, at=at)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("in_columns", [True, False])
+def test_slots_cover_the_square_and_do_not_touch(count, in_columns):
+    seen = torch.zeros(64, 64)
+    for left, top, right, bottom in slots(count, in_columns, 64):
+        seen[top:bottom, left:right] += 1
+    assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("slot", [(0, 0, 64, 64), (21, 0, 43, 64), (0, 32, 64, 64)])
+@pytest.mark.parametrize("scale", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("at", [(0.0, 0.0), (1.0, 1.0), (0.3, 0.8)])
+def test_a_face_is_where_its_mask_says_and_inside_its_slot(slot, scale, at):
+    """Red, where the mask is whole; white, the rest of the photo, or the black canvas where it is nothing."""
+    made, mask = put(torch.zeros(3, 64, 64), a_piece(slot, scale, at))
+    is_red = (made[0] > 0.99) & (made[1] < 0.01)
+    assert is_red.any()
+    assert torch.equal(is_red, mask[0] > 0.99)
+    left, top, right, bottom = slot
+    outside = torch.ones(64, 64, dtype=torch.bool)
+    outside[top:bottom, left:right] = False
+    assert not made[:, outside].any()
+    assert not mask[:, outside].any()
+    x1, y1, x2, y2 = box_of(mask)
+    assert abs((x2 - x1) - (y2 - y1)) <= 2  # the whole of the square face
+
+
+def test_faces_take_a_quarter_to_all_of_the_frame():
+    """A face of 32 of 64 px: 16 px at the least, 64 at the most; in a column of 21 px no more than that."""
+    sides = {}
+    for scale in (0.0, 1.0):
+        for slot in ((0, 0, 64, 64), (0, 0, 21, 64)):
+            x1, _, x2, _ = box_of(put(torch.zeros(3, 64, 64), a_piece(slot, scale))[1])
+            sides[scale, slot[2]] = x2 - x1
+    assert sides[0.0, 64] == pytest.approx(16, abs=1)
+    assert sides[1.0, 64] == 64
+    assert sides[0.0, 21] == pytest.approx(16, abs=1)
+    assert 19 <= sides[1.0, 21] <= 21
+
+
+def test_a_small_face_is_not_blown_up_beyond_twice_its_size():
+    piece = a_piece((0, 0, 64, 64), scale=1.0)
+    mask = torch.zeros(1, 64, 64)
+    mask[:, 28:38, 28:38] = 1
+    x1, _, x2, _ = box_of(put(torch.zeros(3, 64, 64), replace(piece, mask=mask))[1])
+    assert x2 - x1 == 20
+
+
+def test_masks_of_a_collage_are_disjoint_and_by_person():
+    first, second, third = slots(3, True, 64)
+    image, faces = compose(
+        torch.zeros(3, 64, 64),
+        [("subject", a_piece(first)), ("subject_2", a_piece(second)), ("subject", a_piece(third))],
+    )
+    assert [*faces] == ["subject", "subject_2"]
+    assert not (faces["subject"] * faces["subject_2"]).any()
+    either = faces["subject"] + faces["subject_2"]
+    assert torch.equal((image[0] > 0.99) & (image[1] < 0.01), either[0] > 0.99)
+    assert not faces["subject"][..., second[0] : second[2]].any()
+
+
+def test_an_item_depends_on_its_address_alone(backbone, dataset):
+    config = small_config(**CLONE)
+    one, again = (draw_item(backbone.vae, dataset, config, collage(5)) for _ in range(2))
+    for name in ("latents", "noise", "timesteps", "loss_masks", "face_masks"):
+        assert torch.equal(getattr(one, name), getattr(again, name))
+    others = [draw_item(backbone.vae, dataset, config, collage(number)) for number in range(30)]
+    assert len({tuple(batch.latents.flatten()[:4].tolist()) for batch in others}) == 30
+    assert not torch.equal(
+        one.latents, draw_item(backbone.vae, dataset, small_config(**CLONE, seed=1), collage(5)).latents
+    )
+    kinds = {batch.prompts[0].split()[0] for batch in others}
+    assert kinds >= {"A", "Several"}
+
+
+def test_prompts_name_everybody_in_the_picture_once(backbone, of_two):
+    config, seen = small_config(**CLONE, **TWO), set()
+    for number in range(40):
+        batch = draw_item(backbone.vae, of_two, config, collage(number))
+        [prompt], [words] = batch.prompts, batch.words
+        here = [batch.face_masks, batch.other_masks]
+        assert prompt.count(words[0]) == 1
+        assert prompt.count(words[2]) == int(bool(here[1].any()))
+        assert words[1] not in prompt
+        assert "{" not in prompt
+        assert not (here[0] * here[1]).any()
+        seen.add((words[0], bool(here[1].any())))
+    assert len(seen) == 4
+
+
+def test_the_loss_sees_slots_only_and_attention_what_is_outside(backbone, dataset):
+    """Nothing the model says outside the faces changes the reconstruction; attention inside them costs nothing."""
+    config = small_config(**CLONE)
+    with open_run(backbone, dataset, config) as run:
+        run.begin("clone", {}, midway=False)
+        batch = run.draw([collage(1)])
+        predicted = []
+
+        def remember(_unet, _args, output):
+            output.sample.retain_grad()
+            predicted.append(output.sample)
+
+        with backbone.unet.register_forward_hook(remember), run.objective.terms(batch, Terms(1, 0, 0, 0)) as terms:
+            terms.reconstruction.sum().backward()
+        gradient = predicted[0].grad.abs().sum(1, keepdim=True)
+        assert torch.equal(gradient > 0, batch.loss_masks > 0)
+        columns = run.objective.token_columns(batch)
+        assert columns.any(-1).tolist() == [[True, False]]
+        regions = torch.cat([batch.face_masks, 1 - batch.face_masks], 1)
+        inside = batch.face_masks[:, None].expand(-1, 2, -1, -1, -1)  # [B,K,heads,h,w]
+        assert run.objective._attention({"layer": inside}, columns, regions) == pytest.approx(0, abs=1e-9)
+        assert run.objective._attention({"layer": 1 - inside}, columns, regions) > 0.1
+
+
+def test_two_people_are_each_held_to_their_own_faces(backbone, of_two):
+    """A map on the other's face is as wrong as one on the canvas."""
+    config = small_config(**CLONE, **TWO)
+    with open_run(backbone, of_two, config) as run:
+        run.begin("clone", {}, midway=False)
+        batch = next(
+            b for b in (run.draw([collage(n)]) for n in range(40)) if b.other_masks.any() and b.face_masks.any()
+        )
+        columns = run.objective.token_columns(batch)
+        regions = torch.cat([batch.face_masks, 1 - batch.face_masks, batch.other_masks], 1)
+        own = torch.stack([batch.face_masks, batch.face_masks, batch.other_masks], 1)
+        swapped = own.flip(1)
+        assert columns.any(-1).tolist() == [[True, False, True]]
+        assert run.objective._attention({"layer": own}, columns, regions) == pytest.approx(0, abs=1e-9)
+        assert run.objective._attention({"layer": swapped}, columns, regions) > 0
+
+
+def test_split_adapters_learn_collages_in_the_peoples_half_alone(backbone, of_two):
+    config = small_config(**CLONE, **TWO, lora={"adapters": "split"})
+    with open_run(backbone, of_two, config) as run:
+        run.begin("clone", {}, midway=False)
+        parameters = [p for name, p in run._parameters.items() if name.startswith("lora.")]
+        for parameter in parameters:
+            parameter.data.normal_(std=0.05, generator=torch.Generator().manual_seed(0))
+        item = next(n for n in range(40) if run.draw([collage(n)]).other_masks.any())
+        run.backward(run.draw([collage(item)]), "clone", share=1.0)
+        for parameter in parameters:
+            assert parameter.grad is not None
+            people, styles = parameter.grad.chunk(2, 0 if parameter.shape[0] == 8 else 1)
+            assert people.abs().sum() > 0
+            assert not styles.any()
+
+
+def test_off_it_is_the_run_and_the_key_that_it_was(backbone, dataset):
+    """On, the first phases are those of the run without it, to the last bit."""
+    plain, cloned = small_config(), small_config(**CLONE)
+    old, new = states(backbone, encode(backbone, PHOTOS, plain), plain), states(backbone, dataset, cloned)
+    assert (len(old), len(new)) == (6, 9)
+    assert all(same(one, other) for one, other in zip(old, new, strict=False))
+    assert not any(torch.equal(new[5][key], new[8][key]) for key in new[5] if key.startswith("parameter.lora."))
+    assert result_key(backbone, PHOTOS, plain) != result_key(backbone, PHOTOS, cloned)
+    tensors = [t for photos in PHOTOS.values() for t in (photos.images, photos.masks)] + kept.weights(backbone)
+    assert result_key(backbone, PHOTOS, plain) == kept.key_of(plain, tensors, None, {"clone_steps"})
+
+
+@pytest.mark.parametrize("stop_after", [5, 6, 7])
+def test_it_goes_on_bit_for_bit_across_the_boundary(backbone, dataset, stop_after):
+    config = small_config(**CLONE, lora={"text_encoder": True}, accumulate=2)
+    whole = states(backbone, dataset, config)
+    assert same(states(backbone, dataset, config, resume=whole[stop_after - 1])[-1], whole[-1])
+
+
+def test_it_can_be_the_only_phase_with_a_lora(backbone, dataset):
+    config = small_config(**CLONE, inversion={"num_steps": 1}, tuning={"num_steps": 0})
+    *_, last = train(backbone, dataset, config)
+    assert (last.phase, last.step) == ("clone", 4)
+    assert all(layer.up.any() for layer in last.run.lora()["unet"].values())
+
+
+def test_a_step_holds_a_collage_a_group():
+    config = parse_config({"accumulate": 3, **CLONE})
+    assert step_items(config, "clone", 7) == [
+        ItemKey(phase="clone", step=7, group=group, task="source") for group in range(3)
+    ]
