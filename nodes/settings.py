@@ -56,7 +56,9 @@ WIDGETS = {  # id -> folded away; saved workflows hold values by position, so ne
     "kind": False,
     "loss_object_weight": True,
     "tuning_class_images": True,
+    "clone_steps": True,
 }
+LATER = ("clone_steps",)
 
 
 class MagiCaptureSettings(io.ComfyNode):
@@ -75,7 +77,7 @@ class MagiCaptureSettings(io.ComfyNode):
                     + "; ".join(f"{name} = {_in_words(TrainConfig.preset(name))}" for name in OFFERED)
                     + ". All other widgets count in any case.",
                 ),
-                *settings_sockets(parse_config({}), WIDGETS),
+                *settings_sockets(parse_config({}), WIDGETS, LATER),
             ],
             outputs=[SettingsType.Output(display_name="settings", tooltip="Connect to Train MagiCapture LoRA.")],
         )
