@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,18 @@ class EncodedPortraits:
     landmarks: Tensor
 
 
+Mode = Literal["skeleton", "landmark", "zoom"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Control:
+    """What a collage is conditioned on. net: a ControlNet as diffusers has it. pictures: by person, what the net reads
+    of each framed photo, [N,3,S,S] in 0..1, on black."""
+
+    net: Any
+    pictures: Mapping[str, Tensor]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ItemKey:
     """The address of one item in a run."""
@@ -70,7 +82,8 @@ class Batch:
     subject token's region; the style token's is the rest. other_masks: [B,1,h',w'], the region of another person's
     token, or [B,0,h',w'] where there is none. landmarks: [B,5,2] in pixels where the subject's face is to
     appear, NaN where the identity term does not apply. target_embeds: B times [M,D], whose nearest it is to resemble.
-    objects: the same for things other than faces, B targets, None where the term does not apply.
+    objects: the same for things other than faces, B targets, None where the term does not apply. hints: [B,3,H,W],
+    what a ControlNet reads, or [B,0,H,W] where there is none. modes: which one, of all items the same.
     """
 
     latents: Tensor
@@ -84,6 +97,8 @@ class Batch:
     landmarks: Tensor
     target_embeds: list[Tensor]
     objects: list[ObjectTarget | None]
+    hints: Tensor
+    modes: list[Mode]
 
     @property
     def identity_items(self) -> list[int]:
@@ -98,7 +113,7 @@ class Dataset:
 
     likeness: None without a recogniser. looks: None without DINO. Without either there is no identity term. classes:
     by noun, what the untouched model shows of it; empty where it is not asked. photos: what was encoded, for collages;
-    empty where there are none.
+    empty where there are none. controls: what those are conditioned on.
     """
 
     concepts: Mapping[str, EncodedPortraits]
@@ -107,6 +122,7 @@ class Dataset:
     looks: ObjectLooks | None = None
     classes: Mapping[str, EncodedPortraits] = field(default_factory=dict)
     photos: Photos = field(default_factory=dict)
+    controls: Mapping[Mode, Control] = field(default_factory=dict)
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -171,6 +187,8 @@ class Dataset:
             landmarks=landmarks[None],
             target_embeds=[targets],
             objects=[target],
+            hints=torch.empty(1, 0, 0, 0),
+            modes=["zoom"],
         )
 
 

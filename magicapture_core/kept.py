@@ -221,9 +221,10 @@ def result_key(
     config: TrainConfig,
     recogniser: Recogniser | Dino | None = None,
     watch: Watch | None = None,
+    more: Sequence[Tensor] = (),
 ) -> str:
     """A hash of all that decides the result: pixels, masks, weights and settings; with a recogniser, landmarks too;
-    with patience, when it is looked at."""
+    with patience, when it is looked at. more: whatever else it is made of."""
     check_photos(photos, config)
     given = [photos[name] for name in config.concepts]
     tensors = [tensor for portraits in given for tensor in (portraits.images, portraits.masks)]
@@ -231,7 +232,7 @@ def result_key(
     if backbone.taesd is not None:
         tensors += backbone.taesd.state_dict().values()
     unused = set() if config.clone_steps else {"clone_steps"}  # what was trained before there were any has no such word
-    return key_of(config, [*tensors, *seen_by(recogniser, given)], watch, unused)
+    return key_of(config, [*tensors, *seen_by(recogniser, given), *more], watch, unused)
 
 
 def key_of(config: RunConfig, tensors: Sequence[Tensor], watch: Watch | None, unused: Set[str] = frozenset()) -> str:

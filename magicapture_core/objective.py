@@ -6,7 +6,7 @@ Knows nothing of optimizers, phases or steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
@@ -17,7 +17,7 @@ from torch import Tensor
 from . import lora, losses
 from .attention import capture
 from .config import LossConfig
-from .dataset import Batch
+from .dataset import Batch, Control, Mode
 from .diffusion import add_noise, min_snr_weights, predict_x0
 from .identity import Recogniser, embed_latents
 from .losses import AttentionLoss
@@ -53,7 +53,8 @@ def autocast(unet: Any) -> torch.autocast:
 
 class Objective:
     """The terms of a batch. ranks: of split adapters, the people's and the styles' share; empty for joint ones.
-    attention_loss: of one word's maps and its region, by default attention refocusing as configured."""
+    attention_loss: of one word's maps and its region, by default attention refocusing as configured. controls: the
+    ControlNets behind a batch's hints."""
 
     def __init__(
         self,
@@ -63,8 +64,10 @@ class Objective:
         recogniser: Recogniser | None = None,
         ranks: Sequence[int] = (),
         attention_loss: AttentionLoss | None = None,
+        controls: Mapping[Mode, Control] | None = None,
     ) -> None:
         self.backbone, self.config, self.recogniser = backbone, config, recogniser
+        self.controls = controls or {}
         self.vocabulary, self.ranks, self.device = vocabulary, torch.tensor(ranks), backbone.unet.device
         self.attention_loss = attention_loss or partial(losses.attention_refocusing, reduce=config.attention_reduce)
         self._decoder = backbone.vae if config.identity_decoder == "vae" else backbone.taesd
@@ -93,9 +96,10 @@ class Objective:
             columns = columns.to(self.device)  # all that is moved is moved before the UNet: it would wait for it
             with autocast(self.backbone.unet):
                 prompt_embeds = self._prompt_embeds(batch.prompts)
+            residuals = self._residuals(batch, noisy_latents, timesteps, prompt_embeds)
             base_pred = self._predict_without_lora(noisy_latents, timesteps, prompt_embeds) if weights.prior else None
             maps = inside.enter_context(capture(self.backbone.unet, columns, {grid})) if weights.attention else {}
-            noise_pred = self._predict_noise(noisy_latents, timesteps, prompt_embeds)
+            noise_pred = self._predict_noise(noisy_latents, timesteps, prompt_embeds, **residuals)
             reconstruction = losses.masked_reconstruction(noise_pred, noise, loss_masks)
             if gamma := self.config.min_snr_gamma:
                 reconstruction = reconstruction * min_snr_weights(timesteps, self._alphas_cumprod, gamma)
@@ -129,9 +133,24 @@ class Objective:
             self._columns[prompt, words] = torch.cat([self.vocabulary.columns(input_ids, word) for word in words])
         return torch.stack([self._columns[item] for item in items])
 
-    def _predict_noise(self, noisy_latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
+    def _predict_noise(
+        self, noisy_latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor, **residuals: Any
+    ) -> Tensor:
         with autocast(self.backbone.unet):
-            return self.backbone.unet(noisy_latents, timesteps, prompt_embeds).sample
+            return self.backbone.unet(noisy_latents, timesteps, prompt_embeds, **residuals).sample
+
+    @torch.no_grad()
+    def _residuals(
+        self, batch: Batch, noisy_latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor
+    ) -> dict[str, Any]:
+        """What the batch's ControlNet adds inside the UNet; nothing without one. It learns nothing, nor through it."""
+        control = self.controls.get(batch.modes[0])
+        if control is None:
+            return {}
+        hints = batch.hints.to(self.device, control.net.dtype)
+        with autocast(self.backbone.unet):
+            down, mid = control.net(noisy_latents, timesteps, prompt_embeds, hints, return_dict=False)
+        return {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
 
     @torch.no_grad()
     def _predict_without_lora(self, noisy_latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from . import artifact as artifacts
-from . import fitting, kohya
+from . import collages, fitting, kohya
 from .artifact import Artifact, check_name
 from .class_images import class_images
+from .collages import Controls
 from .config import TrainConfig
 from .dataset import Dataset, check_kind, check_photos, encode, step_items, with_classes
 from .dino import Dino
@@ -44,6 +45,7 @@ def personalize(
     save: Callable[[Artifact], list[Path]],
     key: str = "",
     recogniser: Recogniser | Dino | None = None,
+    controls: Controls | None = None,
     device: torch.device | str = "cpu",
     resume: bool = True,
     on_estimate: Callable[[Estimate], None] = lambda estimate: None,
@@ -55,7 +57,7 @@ def personalize(
 
     folder: keeps the state and the result of this name. save: puts the artifact where it belongs, returns its files.
     key: the `result_key` of these inputs, from a caller who has it: computing it reads every weight. recogniser: of
-    faces, or DINO for an object.
+    faces, or DINO for an object. controls: what collages are conditioned on in turn.
     """
     check_name(name)
     if not config.num_steps:
@@ -66,14 +68,17 @@ def personalize(
         check_patience(watch, config, recogniser)
     if recogniser is not None and config.loss.identity_decoder == "taesd" and backbone.taesd is None:
         raise MagiCaptureError("loss.identity_decoder taesd: there is no TAESD; give its file (--taesd), or take vae")
-    kept = Kept(folder, key or result_key(backbone, photos, config, recogniser, watch))
+    controls = controls or {}
+    collages.check_controls(controls, photos, config)
+    kept = Kept(folder, key or result_key(backbone, photos, config, recogniser, watch, collages.tensors(controls)))
     on_sampling = watch.on_sampling if watch else lambda step, num_steps: None
-    return fit(
+    result = fit(
         MagiCapture(
             backbone=backbone,
             config=config,
             photos=photos,
             recogniser=recogniser,
+            controls=controls,
             kept=kept,
             on_sampling=on_sampling,
             say=say,
@@ -88,6 +93,10 @@ def personalize(
         watch=watch,
         say=say,
     )
+    if rows := result.told.history[config.num_steps - config.clone_steps :]:
+        for line in collages.told(rows, collages.modes(controls)):
+            say(line)
+    return result
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,6 +107,7 @@ class MagiCapture(Method[Run, Artifact]):
     config: TrainConfig
     photos: Photos
     recogniser: Recogniser | Dino | None
+    controls: Controls
     kept: Kept
     on_sampling: Callable[[int, int], None]
     say: Callable[[str], None]
@@ -117,6 +127,7 @@ class MagiCapture(Method[Run, Artifact]):
     def prepare(self) -> Callable[[], AbstractContextManager[Run]]:
         backbone, config = self.backbone, self.config
         dataset = encode(backbone, self.photos, config, self.recogniser)
+        dataset = replace(dataset, controls=collages.on_device(self.controls, backbone.unet))
         if config.tuning.class_images:
             check_start(backbone, dataset, config)
             self.say(f"makes {config.tuning.class_images} pictures of the class first, those that are not there yet")

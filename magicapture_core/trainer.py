@@ -85,7 +85,9 @@ class Run(TrainingRun):
         self.vocabulary = Vocabulary.of(backbone.tokenizer, self._initial)
         recogniser = dataset.likeness.recogniser if dataset.likeness else None
         ranks = list(config.lora.rank_split.values())
-        self.objective = Objective(backbone, config.loss, self.vocabulary, recogniser, ranks, attention_loss)
+        self.objective = Objective(
+            backbone, config.loss, self.vocabulary, recogniser, ranks, attention_loss, dataset.controls
+        )
 
     # -- what was learned ----------------------------------------------------------------------------------------------
 

@@ -5,14 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from magicapture_core import kept
+from magicapture_core import kept, recipe
 from magicapture_core.backbone import tiny
-from magicapture_core.collages import Piece, box_of, compose, draw_item, put, slots
+from magicapture_core.collages import Controls, Piece, box_of, compose, draw_item, modes, put, slots, told
 from magicapture_core.config import parse_config
-from magicapture_core.dataset import ItemKey, encode, step_items
+from magicapture_core.dataset import Control, ItemKey, Mode, encode, step_items
 from magicapture_core.kept import result_key
 from magicapture_core.objective import Terms
 from magicapture_core.trainer import open_run, train
+from magicapture_core.types import MagiCaptureError
 from tests.small import portraits, same, small_config
 
 PHOTOS = {"subject": portraits(3), "style": portraits(4, seed=1)}
@@ -41,6 +42,21 @@ def collage(number):
 
 def states(backbone, dataset, config, resume=None):
     return [step.state() for step in train(backbone, dataset, config, resume)]
+
+
+def controls_of(backbone, seed=0) -> dict[Mode, Control]:
+    """A ControlNet that does something, for skeletons and for landmarks."""
+    from diffusers.models.controlnets.controlnet import ControlNetModel
+
+    made: dict[Mode, Control] = {}
+    for mode in ("skeleton", "landmark"):
+        net = ControlNetModel.from_unet(backbone.unet, conditioning_embedding_out_channels=(16, 32, 96))
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in net.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
+        pictures = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(len(mode)))
+        made[mode] = Control(net=net.eval().requires_grad_(False), pictures={"subject": pictures})
+    return made
 
 
 def a_piece(slot, scale=0.5, at=(0.5, 0.5)):
@@ -229,3 +245,86 @@ def test_a_step_holds_a_collage_a_group():
     assert step_items(config, "clone", 7) == [
         ItemKey(phase="clone", step=7, group=group, task="source") for group in range(3)
     ]
+
+
+# -- modes -------------------------------------------------------------------------------------------------------------
+
+
+def test_modes_take_turns_and_the_hint_lies_on_the_face(backbone, dataset):
+    """A hint that is 1 on the face and 0 elsewhere is the mask of the collage."""
+    both = {
+        mode: replace(control, pictures={"subject": PHOTOS["subject"].masks.expand(-1, 3, -1, -1)})
+        for mode, control in controls_of(backbone).items()
+    }
+    config = small_config(**CLONE)
+    given = replace(dataset, controls=both)
+    seen = [draw_item(backbone.vae, given, config, collage(number)) for number in range(6)]
+    assert [batch.modes for batch in seen] == [["skeleton"], ["landmark"], ["zoom"]] * 2
+    for batch in seen[:2]:
+        assert batch.hints.shape == (1, 3, 64, 64)
+        plain = draw_item(backbone.vae, dataset, config, collage(seen.index(batch)))
+        assert torch.equal(plain.latents, batch.latents)  # the photos are drawn alike with and without
+        cells = torch.nn.functional.interpolate(batch.hints[:, :1], batch.loss_masks.shape[-2:], mode="area")
+        assert torch.equal((cells >= 0.5).float(), batch.loss_masks)
+    assert seen[2].hints.shape[1] == 0
+
+
+def test_a_missing_mode_is_left_out_and_said(backbone, dataset):
+    one: Controls = {"landmark": controls_of(backbone)["landmark"]}
+    assert modes(one) == ["landmark", "zoom"]
+    assert modes({}) == ["zoom"]
+    rows = [[1.0, 0.5], [3.0, 0.7], [0.8, 0.4], [2.0, 0.6]]
+    assert told(rows, modes(one)) == [
+        "clone phase, landmark: 2 steps, reconstruction 1.0000 at first and 0.8000 at last, "
+        "attention 0.5000 and 0.4000",
+        "clone phase, zoom: 2 steps, reconstruction 3.0000 at first and 2.0000 at last, attention 0.7000 and 0.6000",
+        "clone phase: no ControlNet for skeleton",
+    ]
+    assert len(told(rows[:1], modes(one))) == 2  # a run that patience ended
+
+
+def test_a_controlnet_conditions_the_pass_and_learns_nothing(backbone, dataset):
+    config, both = small_config(**CLONE), controls_of(backbone)
+    before = {name: value.clone() for name, value in both["skeleton"].net.state_dict().items()}
+    with open_run(backbone, replace(dataset, controls=both), config) as run:
+        run.begin("clone", {}, midway=False)
+        batch = run.draw([collage(0)])
+        losses = []
+        for hints in (batch.hints, 1 - batch.hints):
+            with run.objective.terms(replace(batch, hints=hints), Terms(1, 1, 0, 0)) as terms:
+                terms.reconstruction.sum().backward()
+                losses.append(terms.reconstruction.detach().item())
+        with run.objective.terms(replace(batch, modes=["zoom"]), Terms(1, 1, 0, 0)) as terms:
+            losses.append(terms.reconstruction.detach().item())
+        assert len(set(losses)) == 3
+        assert any(p.grad is not None and p.grad.any() for p in run.trainable())
+    assert all(parameter.grad is None for parameter in both["skeleton"].net.parameters())
+    assert same(both["skeleton"].net.state_dict(), before)
+
+
+@pytest.mark.parametrize("stop_after", [7, 8])
+def test_modes_go_on_bit_for_bit(backbone, dataset, stop_after):
+    config, given = small_config(**CLONE), replace(dataset, controls=controls_of(backbone))
+    whole = states(backbone, given, config)
+    assert same(states(backbone, given, config, resume=whole[stop_after - 1])[-1], whole[-1])
+    assert not same(states(backbone, dataset, config)[-1], whole[-1])
+
+
+def test_the_recipe_takes_them_tells_the_modes_and_keys_them(backbone, tmp_path):
+    both, said = controls_of(backbone), []
+    one = {"landmark": both["landmark"]}
+
+    def run(controls, config):
+        options = {"name": "x", "folder": tmp_path / "kept", "save": lambda made: [tmp_path / "x.safetensors"]}
+        return recipe.personalize(tiny(), PHOTOS, config, **options, controls=controls, say=said.append)
+
+    first = run(one, small_config(**CLONE))
+    assert [line.split(":")[0] for line in said] == ["clone phase, landmark", "clone phase, zoom", "clone phase"]
+    assert len(first.told.history) == 9
+    other = {"landmark": controls_of(backbone, seed=1)["landmark"]}
+    assert len({run(given, small_config(**CLONE)).key for given in (one, other, both, {})}) == 4
+    with pytest.raises(MagiCaptureError, match="clone_steps"):
+        run(one, small_config())
+    short = {"landmark": replace(one["landmark"], pictures={"subject": torch.zeros(2, 3, 64, 64)})}
+    with pytest.raises(MagiCaptureError, match="landmark pictures of subject"):
+        run(short, small_config(**CLONE))
