@@ -22,7 +22,7 @@ NOT_CHECKED = "likeness: not checked; give a face recogniser and photos of the p
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """Of one face. before, after: its likeness, -1..1, enlarged and then restored, also where that was put back;
-    None where it was not compared: without a guard, and of several faces all but the one most like the reference."""
+    None where it was not compared: without a guard, and where that does not watch it."""
 
     fate: Fate
     before: float | None = None
@@ -89,15 +89,15 @@ def mean_likeness(outcomes: Sequence[Outcome]) -> tuple[float, float] | None:
     return (mean(before), mean(finished)) if before else None
 
 
-def describe_likeness(outcomes: Sequence[Outcome], max_loss: float) -> str:
-    """The last line of a report. outcomes: of all pictures."""
+def describe_likeness(outcomes: Sequence[Outcome], rule: str) -> str:
+    """The last line of a report. outcomes: of all pictures. rule: what is put back."""
     means = mean_likeness(outcomes)
     if means is None:
         return "likeness: no face was restored, nothing to compare"
     compared = sum(outcome.before is not None for outcome in outcomes)
     return (
         f"likeness: {means[0]:.3f} before, {means[1]:.3f} in the finished pictures, the mean of {_count(compared)}; "
-        f"what loses more than {max_loss:g} is put back"
+        f"{rule}"
     )
 
 

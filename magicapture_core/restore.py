@@ -53,6 +53,35 @@ class Guard:
     likeness: Callable[[Tensor, Face], float]
     max_loss: float = MAX_LIKENESS_LOSS
 
+    def watched(self, image: Tensor, faces: Sequence[Face]) -> set[int]:
+        """The numbers of the faces that are judged: of several the one most like the reference, before anything is
+        restored; the others are strangers', whose likeness says nothing."""
+        if len(faces) < 2:
+            return {*range(len(faces))}
+        return {max(range(len(faces)), key=lambda number: self.likeness(image, faces[number]))}
+
+    def keeps(self, before: float, after: float) -> bool:
+        """Whether the restored face stays; not where its likeness is no number."""
+        return after >= before - self.max_loss
+
+    @property
+    def rule(self) -> str:
+        return f"what loses more than {self.max_loss:g} is put back"
+
+
+class Rise(Guard):
+    """Of faces that are all meant to become the person's: each is judged, and stays only where its likeness rose."""
+
+    def watched(self, image: Tensor, faces: Sequence[Face]) -> set[int]:
+        return {*range(len(faces))}
+
+    def keeps(self, before: float, after: float) -> bool:
+        return after > before
+
+    @property
+    def rule(self) -> str:
+        return "what is no more alike than before is put back"
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FaceRestorer:
@@ -189,10 +218,9 @@ def restore_faces(
     """image [3,H,W] 0..1 -> the same with each face restored, and what became of each. Pixels outside the face masks
     keep every bit, and so does a face that is put back.
 
-    guard: of several faces it watches the one most like the reference before anything is restored; the others are
-    strangers', whose likeness says nothing. It compares before and after by the landmarks that the face has: a second
-    search would frame the two differently, and would take for a lost person what is a shifted frame. Where ovals
-    overlap, it judges in the picture that the faces before have left.
+    guard: compares those that it watches before and after by the landmarks that the face has: a second search would
+    frame the two differently, and would take for a lost person what is a shifted frame. Where ovals overlap, it judges
+    in the picture that the faces before have left.
 
     What is pasted is the difference that the restorer made, not its picture: I + m * W'(R(W(I)) - W(I)), with W the
     alignment, W' back, R the restorer, m the mask. Resampling there and back blurs a small face and takes a face of
@@ -201,31 +229,23 @@ def restore_faces(
     restorer that knows the truth, on a photo with noise and JPEG: error 1.7 with the difference and 1.8 with the plain
     paste at 110 pixels, 2.8 and 3.8 at 22, but .7 and .4 at 220 (of 255, inside the face).
     """
-    person = _find_person(image, faces, guard)
+    watched = guard.watched(image, faces) if guard else ()
     outcomes = []
     for number, face in enumerate(faces):
         aligned, matrix = align_face(image, face)
         restored = _paste(image, restorer(aligned) - aligned, matrix, region)
-        outcomes.append(_compare(image, restored, face, guard if number == person else None))
+        outcomes.append(_compare(image, restored, face, guard if number in watched else None))
         image = image if outcomes[-1].fate == "put back" else restored
         if progress:
             progress(number + 1, len(faces))
     return image, outcomes
 
 
-def _find_person(image: Tensor, faces: Sequence[Face], guard: Guard | None) -> int:
-    """Which of the faces is most like the reference; a single one is not asked."""
-    if guard is None or len(faces) < 2:
-        return 0
-    return max(range(len(faces)), key=lambda number: guard.likeness(image, faces[number]))
-
-
 def _compare(image: Tensor, restored: Tensor, face: Face, guard: Guard | None) -> Outcome:
     if guard is None:
         return Outcome(fate="restored")
     before, after = guard.likeness(image, face), guard.likeness(restored, face)
-    is_lost = not after >= before - guard.max_loss  # also where it is no number
-    return Outcome(fate="put back" if is_lost else "restored", before=before, after=after)
+    return Outcome(fate="restored" if guard.keeps(before, after) else "put back", before=before, after=after)
 
 
 def report(
@@ -242,7 +262,7 @@ def report(
     if restorer is None:
         return lines
     every = [outcome for _, outcomes in pictures for outcome in outcomes]
-    return [*lines, describe_likeness(every, guard.max_loss) if guard else NOT_CHECKED]
+    return [*lines, describe_likeness(every, guard.rule) if guard else NOT_CHECKED]
 
 
 def _describe_models(restorer: FaceRestorer | None, upscaler: Any) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import kohya, lora, tokens
 from .attention import capture, split_contexts
+from .diffusion import NUM_TIMESTEPS
 from .prompts import COMPOSED_PROMPT, fill_prompt
 from .tokens import Vocabulary, stage_of
 from .types import MagiCaptureError
@@ -147,6 +148,12 @@ class PromptEmbeds:
     def __init__(self, backbone: Backbone, vocabulary: Vocabulary, prompts: Sequence[str]) -> None:
         self.backbone, self.vocabulary, self.prompts = backbone, vocabulary, prompts
         self._known: dict[tuple[int, ...], Tensor] = {}
+
+    def everywhere(self) -> PromptEmbeds:
+        """The same, encoded for every timestep: from now on it needs neither words nor text encoder."""
+        for timestep in range(NUM_TIMESTEPS):
+            self.at(timestep)
+        return self
 
     def at(self, timestep: int) -> Tensor:
         """[B,T,C]; with words that have stages [B,2,T,C], the prompts of the keys and those of the values."""

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from .. import kohya
 from ..backbone import Backbone
-from ..diffusion import NUM_TIMESTEPS
 from ..sampler import PromptEmbeds, taught, walk
 from ..types import LoraLayer
 from .attention import Branch, acting
@@ -61,10 +60,7 @@ def group_predictor(
 def _learned(backbone: Backbone, person: Person, negative_prompt: str, prompt: str) -> PromptEmbeds:
     """The negative prompt and the person's text, at every stage that their word has."""
     with taught(backbone, person.artifact, identities=person.identities) as vocabulary:
-        embeds = PromptEmbeds(backbone, vocabulary, [negative_prompt, person.text(prompt)])
-        for timestep in range(NUM_TIMESTEPS):
-            embeds.at(timestep)
-    return embeds
+        return PromptEmbeds(backbone, vocabulary, [negative_prompt, person.text(prompt)]).everywhere()
 
 
 def _layers(backbone: Backbone, person: Person) -> dict[nn.Module, LoraLayer]:
