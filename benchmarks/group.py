@@ -30,7 +30,7 @@ def main() -> None:
     for count in PEOPLE:
         patched = pack_module("nodes.grouping").apply_group(people(loras[:count]), model, clip, PROMPT, "")
         group = Side("group", patched, encode(clip, PROMPT), plain.negative)
-        compare(arguments, group, plain, f"{count} people", 1 + BAR_PER_PERSON * count)
+        compare(arguments, group, plain, f"people: {count}", 1 + BAR_PER_PERSON * count)
 
 
 def people(loras: list[Any]) -> list[Any]:
