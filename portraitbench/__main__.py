@@ -154,6 +154,46 @@ def run_one_photo_bars(args: argparse.Namespace) -> None:
     print_bars(list(bars(table_lines(read_lines(lines_file(key))))), key, results_key())
 
 
+def run_group_tune(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from .group import run_all
+    from .group_report import tuning_runs, tuning_scores
+    from .report import as_text, write_text
+
+    runs = tuning_runs(args.groups)
+    found = tuning_scores(tqdm(run_all(runs, args.workers), "tuning", len(runs)))
+    path = write_text("group-tuning.json", as_text(found))
+    print(path.read_text(encoding="utf-8"), path, sep="")
+
+
+def run_group_run(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from .group import run_all
+    from .group_report import table_runs
+
+    runs = table_runs(args.groups)
+    for _ in tqdm(run_all(runs, args.workers), "runs", len(runs)):
+        pass
+
+
+def run_group_report(args: argparse.Namespace) -> None:
+    from .group_report import write_report
+
+    files = write_report()
+    print(files[0].read_text(encoding="utf-8"), *files, sep="\n")
+
+
+def run_group_bars(args: argparse.Namespace) -> None:
+    from .group import lines_file, results_key, table_key
+    from .group_report import bars, table_lines
+    from .lines import read_lines
+
+    key = table_key()
+    print_bars(list(bars(table_lines(read_lines(lines_file(key))))), key, results_key())
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="portraitbench", description="A small world of portraits with known truth.")
     commands = parser.add_subparsers(required=True)
@@ -187,6 +227,7 @@ def make_parser() -> argparse.ArgumentParser:
     bars = commands.add_parser("bars", help="what MagiCapture must show; exit 1 where it does not")
     bars.set_defaults(run=run_bars)
     add_one_photo(commands.add_parser("one-photo", help="the second bench: SeFi-IDE, an identity out of one photo"))
+    add_group(commands.add_parser("group", help="the third bench: several people, each in their place"))
     return parser
 
 
@@ -207,6 +248,22 @@ def add_one_photo(parser: argparse.ArgumentParser) -> None:
     report.set_defaults(run=run_one_photo_report)
     bars = commands.add_parser("bars", help="what SeFi-IDE must show; exit 1 where it does not")
     bars.set_defaults(run=run_one_photo_bars)
+
+
+def add_group(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True)
+    tune = commands.add_parser("tune", help="how each person is told, on people that no table holds")
+    tune.add_argument("--groups", type=int, default=3, help="of each size")
+    tune.add_argument("--workers", type=int, default=1, help=WORKERS_HELP)
+    tune.set_defaults(run=run_group_tune)
+    runs = commands.add_parser("run", help="learn the people and measure the methods; finished runs are kept")
+    runs.add_argument("--groups", type=int, default=12, help="of each size")
+    runs.add_argument("--workers", type=int, default=1, help=WORKERS_HELP)
+    runs.set_defaults(run=run_group_run)
+    report = commands.add_parser("report", help="write the table of all finished runs to results/, and print it")
+    report.set_defaults(run=run_group_report)
+    bars = commands.add_parser("bars", help="what groups must show; exit 1 where they do not")
+    bars.set_defaults(run=run_group_bars)
 
 
 def main() -> None:
