@@ -277,6 +277,7 @@ def run_all(todo: Sequence[Run], workers: int = 1) -> Iterator[Line]:
     Raises MagiCaptureError at once when weights are missing.
     """
     runs.the_bench()
-    for split, person in dict.fromkeys((run.split, person) for run in todo for person in run.members):
-        learned(split, person)
+    for run in todo:
+        for person in run.members:
+            learned(run.split, person)
     yield from run_missing(todo, measure_run, lines_file(), Run.of, workers)
