@@ -125,6 +125,18 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--inversion-steps", type=int, metavar="N", help="optimizer steps of phase 1")
     train.add_argument("--tuning-steps", type=int, metavar="N", help="optimizer steps of phase 2")
     train.add_argument("--clone-steps", type=int, metavar="N", help="optimizer steps of phase 3, none by default")
+    train.add_argument(
+        "--landmark-control",
+        type=Path,
+        metavar="FILE",
+        help="a face ControlNet as diffusers has it, diffusion_pytorch_model.safetensors: phase 3 takes turns with it",
+    )
+    train.add_argument(
+        "--landmark-style",
+        choices=train_command.LANDMARK_STYLES,
+        default="openpose",
+        help="how that one's faces are drawn (%(default)s)",
+    )
     train.add_argument("--seed", type=int, metavar="N")
     train.add_argument(
         "--recogniser", type=Path, metavar="FILE", help="a face recognition network, such as w600k_r50.onnx"

@@ -19,12 +19,15 @@ from .types import MagiCaptureError, PhotoNote, Photos, Side, concept_name, side
 
 if TYPE_CHECKING:
     from . import kept
+    from .backbone import Backbone
+    from .collages import Controls
     from .dino import Dino
     from .estimate import Estimate
     from .identity import Recogniser
     from .run import TrainStep
 
 PRESET_NAMES = ("quick", "standard", "paper")
+LANDMARK_STYLES = ("openpose", "mediapipe")
 LOOKS = 5  # at a training, evenly spread
 TINY_NOTE = "trained on the embedded tiny model, for a first look; give --checkpoint for your SD1.5 model"
 
@@ -49,6 +52,7 @@ def train(arguments: Namespace) -> Result:
     folder = arguments.output / "magicapture" / arguments.name
     recogniser, notes = read_recogniser(arguments, photos, config)
     check_kind(config, recogniser)
+    controls = read_controls(arguments, backbone, photos, config)
     with attended(config.num_steps, arguments.resume) as bar:
         watch = Watch(
             every=arguments.look_every or max(1, config.num_steps // LOOKS),
@@ -64,6 +68,7 @@ def train(arguments: Namespace) -> Result:
             folder=folder,
             save=lambda made: list(artifacts.save(made, arguments.output)),
             recogniser=recogniser,
+            controls=controls,
             device=pick_device(arguments.device),
             resume=arguments.resume,
             on_estimate=bar.estimated,
@@ -178,6 +183,19 @@ def read_recogniser(
     recogniser = load_recogniser(arguments.recogniser)
     check_kind(config, recogniser)
     return recogniser, check_targets(photos)
+
+
+def read_controls(arguments: Namespace, backbone: Backbone, photos: Photos, config: TrainConfig) -> Controls:
+    """What the collages are conditioned on; nothing where nothing is given."""
+    if arguments.landmark_control is None:
+        return {}
+    from .collage_controls import landmark_control
+    from .faces import load_face_detector
+
+    if config.kind == "object" or not config.clone_steps:
+        raise MagiCaptureError("--landmark-control: is for collages of people; set --clone-steps, or leave it out")
+    path, style = arguments.landmark_control, arguments.landmark_style
+    return {"landmark": landmark_control(path, style, backbone.unet, photos, load_face_detector())}
 
 
 class Attendant:

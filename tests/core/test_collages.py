@@ -7,9 +7,11 @@ import torch
 
 from magicapture_core import kept, recipe
 from magicapture_core.backbone import tiny
+from magicapture_core.collage_controls import landmark_pictures, load_controlnet
 from magicapture_core.collages import Controls, Piece, box_of, compose, draw_item, modes, put, slots, told
 from magicapture_core.config import parse_config
 from magicapture_core.dataset import Control, ItemKey, Mode, encode, step_items
+from magicapture_core.demo import read_samples
 from magicapture_core.kept import result_key
 from magicapture_core.objective import Terms
 from magicapture_core.trainer import open_run, train
@@ -328,3 +330,26 @@ def test_the_recipe_takes_them_tells_the_modes_and_keys_them(backbone, tmp_path)
     short = {"landmark": replace(one["landmark"], pictures={"subject": torch.zeros(2, 3, 64, 64)})}
     with pytest.raises(MagiCaptureError, match="landmark pictures of subject"):
         run(short, small_config(**CLONE))
+
+
+def test_a_controlnets_file_is_read_and_another_named(backbone, tmp_path):
+    from safetensors.torch import save_file
+
+    net = controls_of(backbone)["landmark"].net
+    save_file(net.state_dict(), tmp_path / "control.safetensors")
+    assert same(load_controlnet(tmp_path / "control.safetensors", backbone.unet).state_dict(), net.state_dict())
+    save_file({"control_model.input_hint_block.0.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    for name in ("other.safetensors", "missing.safetensors"):
+        with pytest.raises(MagiCaptureError, match="not a ControlNet for this model"):
+            load_controlnet(tmp_path / name, backbone.unet)
+
+
+def test_its_pictures_show_the_faces_where_they_are(detector):
+    """White dots of OpenPose on the masked face of the pack's own sample, or near it, and nowhere far from it."""
+    person = read_samples("person", 64)
+    pictures = landmark_pictures(person, "openpose", detector)
+    assert pictures.shape == person.images.shape
+    for picture, mask in zip(pictures, person.masks, strict=True):
+        dots, near = picture[0] > 0.5, torch.nn.functional.max_pool2d(mask, 9, 1, 4)[0] > 0.5
+        assert dots.sum() > 20
+        assert (dots & near).sum() > 0.9 * dots.sum()

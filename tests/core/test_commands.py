@@ -16,6 +16,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from magicapture_core.__main__ import build_parser, main
 from magicapture_core.artifact import save
+from magicapture_core.backbone import tiny
 from magicapture_core.commands import output_names, read_portraits
 from magicapture_core.config import TrainConfig
 from magicapture_core.images import list_photos, load_photo, save_image
@@ -545,3 +546,18 @@ def test_inspect_is_read_by_people(tmp_path, capsys):
     assert "\n  tuning:\n    num_steps: 1500\n" in said
     assert "\npreview: none\n" in said
     assert not [sign for sign in "{}[]" if sign in said.replace("{subject}", "").replace("{style}", "")]
+
+
+def test_train_on_collages_with_a_landmark_controlnet(photos, tmp_path, capsys, detector):
+    from diffusers.models.controlnets.controlnet import ControlNetModel
+
+    net, file = ControlNetModel.from_unet(tiny().unet, conditioning_embedding_out_channels=(16, 32, 96)), tmp_path / "c"
+    save_file(net.state_dict(), file)
+    arguments = train_arguments(photos, tmp_path, *STEPS, "--landmark-control", str(file))
+    assert main([*arguments, "--clone-steps", "2"]) == 0
+    said = capsys.readouterr().err
+    assert "clone phase, landmark: 1 steps" in said
+    assert "clone phase, zoom: 1 steps" in said
+    assert "no ControlNet for skeleton" in said
+    assert main(arguments) == 2
+    assert "--clone-steps" in capsys.readouterr().err
