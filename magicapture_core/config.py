@@ -247,8 +247,8 @@ class TrainConfig(Settings):
         ge=0,
         le=100_000,
         description="Optimizer steps of a third phase, inspired by MagicID: collages of the person's photos in 1 to 3 "
-        "slots, the faces small and large, so that the likeness holds at every size and stays where a face is. 200 to "
-        "500 are meant; 0 leaves it out.",
+        "slots, the faces small and large; each learned word is kept off all that is not its own face. 200 to 500 are "
+        "meant; 0 leaves it out.",
     )
     accumulate: int = Field(
         default=1,
