@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,10 +78,10 @@ def personalize(
             config=config,
             photos=photos,
             recogniser=recogniser,
-            controls=controls,
             kept=kept,
             on_sampling=on_sampling,
             say=say,
+            controls=controls,
         ),
         kept,
         name=name,
@@ -107,10 +107,10 @@ class MagiCapture(Method[Run, Artifact]):
     config: TrainConfig
     photos: Photos
     recogniser: Recogniser | Dino | None
-    controls: Controls
     kept: Kept
     on_sampling: Callable[[int, int], None]
     say: Callable[[str], None]
+    controls: Controls = field(default_factory=dict)
 
     @property
     def most_items(self) -> int:
