@@ -169,7 +169,7 @@ class Run:
     method: str
     count: int
     group: int
-    wording: Wording = "alone"
+    wording: Wording = "together"
     split: Split = "test"
 
     @classmethod
