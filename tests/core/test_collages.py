@@ -175,6 +175,7 @@ def test_the_loss_sees_slots_only_and_attention_what_is_outside(backbone, datase
             terms.reconstruction.sum().backward()
         gradient = predicted[0].grad.abs().sum(1, keepdim=True)
         assert torch.equal(gradient > 0, batch.loss_masks > 0)
+        assert not batch.loss_masks.all()
         columns = run.objective.token_columns(batch)
         assert columns.any(-1).tolist() == [[True, False]]
         regions = torch.cat([batch.face_masks, 1 - batch.face_masks], 1)
