@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import get_args
 
 from . import commands, train_command
+from .diir import command as diir_command
+from .diir.restorer import GUIDANCE, NUM_STEPS, Mode
 from .face_outcomes import MAX_LIKENESS_LOSS
 from .group import command as group_command
 from .prompts import COMPOSED_PROMPT
@@ -239,10 +241,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=True,
         help="a restored face takes the colours of the face that it replaces (on)",
     )
-    restore.add_argument(
-        "--recogniser", type=Path, metavar="FILE", help="a face recognition network, such as w600k_r50.onnx"
-    )
-    restore.add_argument("--reference", type=Path, metavar="PHOTO_OR_DIR", help="photos of the person, to compare with")
+    _add_comparison(restore)
     restore.add_argument(
         "--max-likeness-loss",
         type=float,
@@ -250,6 +249,39 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="X",
         help="a restored face that is less like the reference by more than this is put back (%(default)s)",
     )
+
+    diir = command(
+        "restore-identity",
+        diir_command.restore_identity,
+        "redraw the faces of a picture as a person's, by DDIM inversion; what is around them keeps every bit",
+    )
+    diir.add_argument("input", type=Path, metavar="IN")
+    diir.add_argument("--output", type=Path, required=True, metavar="OUT", help="a .png or .jpg file")
+    diir.add_argument("--lora", type=Path, metavar="FILE", help="the person, as what `train` made")
+    diir.add_argument("--identity", type=Path, metavar="FILE", help="the person, as what `sefi` made")
+    _add_model(diir)
+    diir.add_argument(
+        "--mode",
+        choices=list(get_args(Mode)),
+        default="restore",
+        help="restore a face that was the person's, or swap another's for it, which goes farther (%(default)s)",
+    )
+    diir.add_argument(
+        "--strength", type=diir_command.share, metavar="X", help="how far, up to 1; by default that of the mode"
+    )
+    diir.add_argument("--num-steps", type=positive, default=NUM_STEPS, help="of the whole way (%(default)s)")
+    diir.add_argument("--guidance", type=float, default=GUIDANCE, help="how closely to follow the prompt (%(default)s)")
+    diir.add_argument("--prompt", help="with {person} where they are named; a photo of them by default")
+    diir.add_argument("--negative-prompt", default="")
+    diir.add_argument("--mask", type=Path, metavar="FILE", help="white where faces may change; everywhere by default")
+    diir.add_argument(
+        "--face-index",
+        type=int,
+        default=-1,
+        metavar="N",
+        help="this face alone, counted from 0 from the left; otherwise all become the person's",
+    )
+    _add_comparison(diir)
 
     inspect = command("inspect", commands.inspect, "what the file of a LoRA or of an identity holds")
     inspect.add_argument("file", type=Path)
@@ -326,6 +358,13 @@ def _add_looks(parser: argparse.ArgumentParser) -> None:
         help="stop when N looks in a row are no more like the person; needs --recogniser",
     )
     parser.add_argument("--resume", action="store_true", help="go on from where the same run was stopped")
+
+
+def _add_comparison(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--recogniser", type=Path, metavar="FILE", help="a face recognition network, such as w600k_r50.onnx"
+    )
+    parser.add_argument("--reference", type=Path, metavar="PHOTO_OR_DIR", help="photos of the person, to compare with")
 
 
 def _add_prompt(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from . import artifact as artifacts
 from . import models as known
 from .config import Kind
 from .prompts import fill_prompt
-from .types import MagiCaptureError, PhotoNote, Portraits, Side
+from .types import Face, MagiCaptureError, PhotoNote, Portraits, Side
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -274,11 +274,18 @@ def restore(arguments: Namespace) -> Result:
 
 def _guard(arguments: Namespace) -> Any:
     """What puts a face back that lost the person, where a recogniser and photos are given."""
+    from .restore import Guard
+
+    likeness = read_likeness(arguments)
+    return Guard(likeness=likeness, max_loss=arguments.max_likeness_loss) if likeness else None
+
+
+def read_likeness(arguments: Namespace) -> Callable[[Tensor, Face], float] | None:
+    """Of faces to the photos, where a recogniser and photos are given. Raises MagiCaptureError for one of the two."""
     from .faces import load_face_detector
     from .images import list_photos, load_photo
     from .likeness import likeness_to
     from .recognisers import load_recogniser
-    from .restore import Guard
 
     if arguments.recogniser is None and arguments.reference is None:
         return None
@@ -288,8 +295,7 @@ def _guard(arguments: Namespace) -> Any:
         raise MagiCaptureError("--recogniser: give --reference too, a photo or a folder of photos of the person")
     recogniser, reference = load_recogniser(arguments.recogniser), arguments.reference
     photos = [load_photo(path) for path in (list_photos(reference) if reference.is_dir() else [reference])]
-    likeness = likeness_to(recogniser, load_face_detector(), photos)
-    return Guard(likeness=likeness, max_loss=arguments.max_likeness_loss)
+    return likeness_to(recogniser, load_face_detector(), photos)
 
 
 def inspect(arguments: Namespace) -> Result:

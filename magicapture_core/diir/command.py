@@ -1,0 +1,82 @@
+"""The terminal's `restore-identity`: a picture and a person's file in, the picture with its faces theirs out."""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError, Namespace
+from typing import Any
+
+from ..commands import Result, progress, read_likeness, read_model
+from ..types import MagiCaptureError
+
+
+def restore_identity(arguments: Namespace) -> Result:
+    from dataclasses import asdict
+
+    from ..artifact import load as load_artifact
+    from ..face_outcomes import mean_likeness
+    from ..faces import load_face_detector
+    from ..images import load_mask, load_photo, save_image
+    from ..marks import check_suffix, read_mark
+    from ..restore import Rise
+    from ..sefi.identity import load as load_identity
+    from .pictures import PERSONAL_PROMPT, fill_personal, redraw_faces, report
+    from .restorer import redrawing
+
+    if arguments.lora is None and arguments.identity is None:
+        raise MagiCaptureError("--lora, --identity: give one of them, or both; they say whose the faces are")
+    check_suffix(arguments.output.name)
+    image = load_photo(arguments.input)
+    artifact = load_artifact(arguments.lora) if arguments.lora else None
+    identity = load_identity(arguments.identity) if arguments.identity else None
+    likeness = read_likeness(arguments)
+    guard = Rise(likeness=likeness) if likeness else None
+    walk = read_walk(arguments)
+    faces = load_face_detector().detect(image)
+    options = {
+        "region": _region(load_mask(arguments.mask), image) if arguments.mask else None,
+        "face_index": arguments.face_index,
+        "guard": guard,
+    }
+    prompt = fill_personal(arguments.prompt or PERSONAL_PROMPT, artifact, identity)
+    backbone = read_model(arguments)
+    total = 2 * (len(walk.sigmas(backbone.noise_scheduler.alphas_cumprod)) - 1)
+    with progress(total * len(faces), "there and back") as bar:
+        identities = [identity] if identity else []
+        person = redrawing(
+            backbone, artifact, prompt, identities, arguments.negative_prompt, walk, on_step=lambda: bar.update()
+        )
+        with person as restorer:
+            redrawn = redraw_faces(image, faces, restorer, **options)
+    is_changed = any(outcome.fate == "restored" for outcome in redrawn.outcomes)
+    save_image(redrawn.image, arguments.output, "generated" if is_changed else read_mark(arguments.input))
+    before, after = mean_likeness(redrawn.outcomes) or (None, None)
+    return {
+        "output": str(arguments.output),
+        "prompt": prompt,
+        "faces": [asdict(outcome) for outcome in redrawn.outcomes],
+        "likeness_before": before,
+        "likeness_after": after,
+        "report": report(guard, [redrawn]),
+    }
+
+
+def read_walk(arguments: Namespace) -> Any:
+    from .restorer import STRENGTHS, Walk
+
+    strength = STRENGTHS[arguments.mode] if arguments.strength is None else arguments.strength
+    return Walk(strength=strength, num_steps=arguments.num_steps, guidance=arguments.guidance)
+
+
+def share(text: str) -> float:
+    """A number above 0, at most 1."""
+    number = float(text)
+    if not 0 < number <= 1:
+        raise ArgumentTypeError(f"{text} is not above 0 and at most 1")
+    return number
+
+
+def _region(mask: Any, image: Any) -> Any:
+    """The mask [1,H,W] at the size of its picture."""
+    from ..images import resize
+
+    return resize(mask[None], tuple(image.shape[-2:]))[0].clamp(0, 1)
