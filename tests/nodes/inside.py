@@ -68,7 +68,7 @@ def run(checkpoint: Path, folder: Path, only: str = "check_*") -> dict[str, str]
         for name, check in checks:
             if not name.startswith("check_"):
                 continue
-            scratch = folder / "scratch" / name
+            scratch = folder / "scratch" / path.stem / name
             scratch.mkdir(parents=True)
             wanted = inspect.signature(check).parameters
             try:
