@@ -104,7 +104,7 @@ def join(person: Person, model: Any, clip: Any, prompt: str, negative: str) -> M
 
 
 def find_layers(lora: Mapping[str, Tensor], model: Any) -> dict[nn.Module, LoraLayer]:
-    """The UNet's part of a LoRA, by the layers of MODEL."""
+    """The UNet's part of a LoRA, by the layers of MODEL; those that MODEL lacks act as little as with stock loaders."""
     import comfy.lora
 
     paths = comfy.lora.model_lora_keys_unet(model.model, {})
@@ -112,6 +112,7 @@ def find_layers(lora: Mapping[str, Tensor], model: Any) -> dict[nn.Module, LoraL
     return {
         model.model.get_submodule(paths[name].removesuffix(".weight")): layer.to(model.load_device)
         for name, layer in layers.items()
+        if name in paths
     }
 
 

@@ -124,6 +124,21 @@ def check_the_nodes_make_a_picture_and_leave_the_model_alone(pack, loaded):
     assert not any(module._forward_hooks for module in model.model.diffusion_model.modules())
 
 
+def check_layers_that_the_model_lacks_act_as_with_stock_loaders(pack, loaded):
+    """A LoRA of a whole SD1.5 on one that was pruned: not at all."""
+    artifact = random_artifact(pack)
+    known = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_q"
+    lacking = known.replace("attentions_0", "attentions_1")
+    more = {key.replace(known, lacking): value for key, value in artifact.lora.items() if key.startswith(known)}
+    assert more
+    mask, start = torch.ones(1, 64, 64), noise()
+    ours, theirs = (
+        sampled(loaded, grouped(pack, loaded, [person(pack, made, mask)]), start)
+        for made in (replace(artifact, lora={**artifact.lora, **more}), artifact)
+    )
+    assert all(map(torch.equal, ours, theirs))
+
+
 def check_what_cannot_be_is_told(pack, loaded):
     nodes = part(pack, "nodes.group")
     artifact, mask = random_artifact(pack), torch.ones(1, 64, 96)
