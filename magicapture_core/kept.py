@@ -238,9 +238,8 @@ def result_key(
 def key_of(config: RunConfig, tensors: Sequence[Tensor], watch: Watch | None, unused: Set[str] = frozenset()) -> str:
     """The hash of a training of any method. tensors: photos and weights, in an order of its own. unused: settings that
     are as if they were not there."""
-    settings = config.model_dump_json(
-        exclude={"batch_size", "gradient_checkpointing", *unused}
-    )  # two decide cost alone
+    cost_alone = {"batch_size", "gradient_checkpointing"}
+    settings = config.model_dump_json(exclude={*cost_alone, *unused})
     if watch is not None and watch.patience:
         settings += f" {watch.every} {watch.patience}"
     if watch is not None and watch.detector is not None:

@@ -87,7 +87,12 @@ class GroupPerson(io.ComfyNode):
             said = "both are connected" if made else "neither is connected"
             raise MagiCaptureError(f"artifact, identity: {said}; connect one of them, it says who the person is")
         check_architecture(made)
-        person = Person(made=made, mask=masks_to_core(mask)[0], prompt=prompt, strength=strength)
+        regions = masks_to_core(mask)
+        if len(regions) > 1:
+            raise MagiCaptureError(
+                f"mask: it is a batch of {len(regions)}; connect a single region, such as region 1 of Face Regions"
+            )
+        person = Person(made=made, mask=regions[0], prompt=prompt, strength=strength)
         return io.NodeOutput((*group, person))
 
 
@@ -102,8 +107,8 @@ class GroupPortraitSampler(io.ComfyNode):
             search_aliases=["MagicID", "several people", "multi person", "regional prompt", "couple"],
             inputs=[
                 *checkpoint_inputs(
-                    model="An SD1.5 model, without the people's LoRAs on it; others, ControlNet and IP-Adapter go on "
-                    "as they are.",
+                    model="An SD1.5 model, without the people's LoRAs on it. Other LoRAs stay as they are; IP-Adapter "
+                    "and other patches of cross-attention act outside of the regions.",
                     clip="The CLIP of the same checkpoint.",
                     vae="Turns latents into pictures.",
                 ),

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ..magicapture_core.diffusion import NUM_TIMESTEPS
 from ..magicapture_core.kohya import UNET, read_layers
-from ..magicapture_core.types import LoraLayer, MagiCaptureError
-from .patching import attach, check_sd1
+from ..magicapture_core.types import LoraLayer
+from .patching import attach_new, check_sd1
 from .sampling import encode
 from .staging import KEY as STAGES
 from .staging import StagedPrompt, apply_identity
@@ -33,12 +33,15 @@ KEY = "magicapture_group"
 def apply_group(people: Sequence[Person], model: Any, clip: Any, prompt: str, negative: str) -> Any:
     """A clone of MODEL in whose pictures the people stand in their regions, whatever samples them.
 
-    prompt: of the whole picture, behind each person's own. Raises MagiCaptureError for models that are not SD1.5's, and
-    for a LoRA that MODEL has all over the picture already.
+    prompt: of the whole picture, behind each person's own. Raises MagiCaptureError for models that are not SD1.5's, for
+    a LoRA that MODEL or CLIP had before, and for a name in what is said of the whole picture.
     """
     from comfy.patcher_extension import WrappersMP
 
+    from ..magicapture_core.group.people import check_base
+
     check_sd1(model, clip)
+    check_base(prompt, negative)
     members = [join(person, model, clip, prompt, negative) for person in people]
     model = model.clone()
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, partial(in_regions, members))
@@ -78,7 +81,7 @@ class Member:
 
         texts = [(self.negative if negative else self.positive).at(timestep) for negative in is_negative]
         keys, values = (stacked(side, rows) for side in zip(*texts, strict=True))
-        return Branch(mask=self.person.mask * self.person.strength, keys=keys, values=values, layers=self.layers)
+        return Branch(mask=self.person.region, keys=keys, values=values, layers=self.layers)
 
 
 def stacked(texts: Sequence[Tensor], rows: int) -> Tensor:
@@ -90,12 +93,7 @@ def stacked(texts: Sequence[Tensor], rows: int) -> Tensor:
 def join(person: Person, model: Any, clip: Any, prompt: str, negative: str) -> Member:
     layers: dict[nn.Module, LoraLayer] = {}
     if person.artifact is not None:
-        _, clip, attached = attach(person.artifact, model, clip, 1.0, 1.0)
-        if "MODEL" in attached:
-            raise MagiCaptureError(
-                f"model: it has the LoRA of {person.artifact.name} already, all over the picture; connect the MODEL "
-                "before that, for here it acts in its region alone"
-            )
+        _, clip = attach_new(person.artifact, model, clip)
         layers = find_layers(person.artifact.lora, model)
     for identity in person.identities:
         _, clip = apply_identity(identity, model, clip)

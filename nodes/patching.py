@@ -80,6 +80,18 @@ def attach(artifact: Artifact, model: Any, clip: Any, strength_model: float, str
     return model, clip, attached
 
 
+def attach_new(artifact: Artifact, model: Any, clip: Any) -> tuple[Any, Any]:
+    """`attach` at full strength, for nodes that need the two without it as well: raises MagiCaptureError where one of
+    them had it before."""
+    made, taught, attached = attach(artifact, model, clip, 1.0, 1.0)
+    if attached:
+        raise MagiCaptureError(
+            f"model, clip: {' and '.join(attached)} had the LoRA of {artifact.name} before; connect those without it, "
+            "for this node puts it where it belongs"
+        )
+    return made, taught
+
+
 def check_sd1(model: Any, clip: Any) -> None:
     """Raises MagiCaptureError unless both are of SD1.5, or of any model fine-tuned from it."""
     from ..magicapture_core.ldm import PROMPT_DIM

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .patching import attach, check_sd1
+from .patching import attach_new, check_sd1
 from .sampling import LATENT_FACTOR, encode, with_control
 from .sockets import to_comfy, to_core
 from .staging import apply_identity
@@ -136,14 +136,14 @@ def open_drawing(
     negative: str,
     **more: Any,
 ) -> Drawing:
-    """The person on MODEL and CLIP, the prompts encoded with them. Raises as `attach` and `apply_identity`."""
+    """The person on MODEL and CLIP, the prompts encoded with them. Raises as `attach_new` and `apply_identity`."""
     from ..magicapture_core.diir.pictures import fill_personal
     from ..magicapture_core.diir.restorer import PLAIN_PROMPT
 
     check_sd1(model, clip)
     plain = without_person(model), encode(clip, PLAIN_PROMPT)
     if artifact is not None:
-        model, clip, _ = attach(artifact, model, clip, 1.0, 1.0)
+        model, clip = attach_new(artifact, model, clip)
     if identity is not None:
         model, clip = apply_identity(identity, model, clip)
     text = fill_personal(prompt, artifact, identity)

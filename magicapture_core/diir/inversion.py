@@ -23,7 +23,7 @@ def ddim_sigmas(alphas_cumprod: Tensor, num_steps: int, strength: float) -> Tens
     """
     spacing = len(alphas_cumprod) / num_steps
     count = max(round(num_steps * strength), 1)
-    timesteps = (torch.arange(1, count + 1) * spacing).round().long() - 1
+    timesteps = (torch.arange(1, count + 1) * spacing).round().long().sub(1).clamp(min=0)
     abar = alphas_cumprod.cpu().double()[timesteps]
     return torch.cat([torch.zeros(1), ((1 - abar) / abar).sqrt().float()])
 

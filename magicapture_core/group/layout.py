@@ -48,11 +48,16 @@ def boxes(places: Sequence[Box], size: Size) -> Tensor:
                 "shares of the picture, 0 to 1, left before right and top before bottom"
             )
         rows, columns = (
-            slice(round(a * b), max(round(c * b), round(a * b) + 1))
-            for a, c, b in ((top, bottom, height), (left, right, width))
+            _pixels(low, high, length) for low, high, length in ((top, bottom, height), (left, right, width))
         )
         mask[:, rows, columns] = 1
     return masks
+
+
+def _pixels(low: float, high: float, length: int) -> slice:
+    """Shares of a length -> its whole pixels, one at least."""
+    start = min(round(low * length), length - 1)
+    return slice(start, max(round(high * length), start + 1))
 
 
 def read_boxes(text: str) -> list[Box]:

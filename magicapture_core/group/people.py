@@ -31,6 +31,11 @@ class Person:
     strength: float = 1.0
 
     @property
+    def region(self) -> Tensor:
+        """[1,H,W] 0..1, how much of each place is theirs."""
+        return self.mask * self.strength
+
+    @property
     def artifact(self) -> Artifact | None:
         return self.made if isinstance(self.made, Artifact) else None
 
@@ -52,6 +57,16 @@ class Person:
         """What their region shows: they, and after a comma what is said of the whole picture."""
         about = fill_prompt(fill_word(self.prompt.strip() or ALONE, self.name), self.artifact)
         return ", ".join(filter(None, (about, base_prompt.strip())))
+
+
+def check_base(*prompts: str) -> None:
+    """Raises MagiCaptureError for a name in what is said of the whole picture: there nobody is known."""
+    for prompt in prompts:
+        if SLOT in prompt:
+            raise MagiCaptureError(
+                f"prompt, negative: {SLOT} names nobody there; write it in the prompt of the person who is meant"
+            )
+        fill_prompt(prompt, None)
 
 
 def check_people(people: Sequence[Person]) -> Sequence[Person]:

@@ -13,7 +13,7 @@ from ..backbone import Backbone
 from ..sampler import PromptEmbeds, taught, walk
 from ..types import LoraLayer
 from .attention import Branch, acting
-from .people import Person, check_people
+from .people import Person, check_base, check_people
 
 
 @torch.no_grad()
@@ -41,6 +41,7 @@ def group_predictor(
 ) -> Callable[[int, Tensor, Tensor], Tensor]:
     """One pass of the UNet as `walk` asks for it. Raises as `generate_group`."""
     unet = backbone.unet
+    check_base(prompt, negative_prompt)
     with taught(backbone, None) as vocabulary:
         base = PromptEmbeds(backbone, vocabulary, [negative_prompt, prompt])
     texts = [_learned(backbone, person, negative_prompt, prompt) for person in check_people(people)]
@@ -74,4 +75,4 @@ def _layers(backbone: Backbone, person: Person) -> dict[nn.Module, LoraLayer]:
 def _branch(person: Person, embeds: Tensor, layers: Mapping[nn.Module, LoraLayer]) -> Branch:
     """embeds: [B,T,C], or [B,2,T,C] for keys and values apart."""
     keys, values = embeds.unbind(1) if embeds.ndim == 4 else (embeds, embeds)
-    return Branch(mask=person.mask * person.strength, keys=keys, values=values, layers=layers)
+    return Branch(mask=person.region, keys=keys, values=values, layers=layers)

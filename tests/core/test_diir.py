@@ -75,6 +75,7 @@ def test_the_levels_are_the_first_of_evenly_spaced_times(backbone):
     expected = ((1 - abar[499]) / abar[499]).sqrt()
     torch.testing.assert_close(sigmas[-1], expected)
     assert len(ddim_sigmas(abar, 50, 0.001)) == 2
+    assert (ddim_sigmas(abar, 5000, 1.0).diff() >= 0).all()  # more steps than times: some stand still
 
 
 def test_what_the_mask_leaves_out_is_as_it_was_bit_for_bit_and_half_of_it_is_held():

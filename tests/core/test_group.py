@@ -267,6 +267,14 @@ def test_bad_regions_are_one_line(backbone, identity, masks, named):
         picture(backbone, [Person(made=identity, mask=mask) for mask in masks])
 
 
+@pytest.mark.parametrize("prompt", ["{person} on a beach", "{subject} on a beach"])
+def test_of_the_whole_picture_nobody_can_be_named(backbone, identity, prompt):
+    person = Person(made=identity, mask=torch.ones(1, *SIZE))
+    for prompts in ({"prompt": prompt}, {"negative_prompt": prompt}):
+        with pytest.raises(MagiCaptureError, match="prompt"):
+            picture(backbone, [person], **prompts)
+
+
 def test_a_lora_of_another_model_is_refused_by_name(backbone, artifact):
     other = dataclasses.replace(artifact, architecture="stable-diffusion-v1")
     with pytest.raises(MagiCaptureError, match="random was trained for stable-diffusion-v1"):

@@ -35,6 +35,7 @@ def test_boxes_are_read_from_text_and_painted():
 
 def test_a_box_thinner_than_a_pixel_is_one_pixel():
     assert bounds(layout.boxes([(0.5, 0.5, 0.501, 0.501)], SIZE)[0]) == (30, 20, 31, 21)
+    assert bounds(layout.boxes([(0.999, 0.999, 1, 1)], SIZE)[0]) == (59, 39, 60, 40)
 
 
 def test_faces_get_head_and_shoulders_and_no_more_than_half_the_way_to_the_next():

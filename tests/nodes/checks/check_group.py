@@ -146,9 +146,16 @@ def check_what_cannot_be_is_told(pack, loaded):
         nodes.GroupPerson.execute(mask, "", 1.0)
     with refused("artifact, identity: both are connected"):
         nodes.GroupPerson.execute(mask, "", 1.0, artifact=artifact, identity=random_identity(pack))
-    with refused("model: it has the LoRA of random already"):
-        on = attached(pack, loaded, artifact)
-        grouped(pack, [*on[:2], loaded[2]], [person(pack, artifact, mask)])
+    on = attached(pack, loaded, artifact)
+    for model, clip, told in (
+        (on[0], on[1], "model, clip: MODEL and CLIP"),
+        (on[0], loaded[1], "model, clip: MODEL"),
+        (loaded[0], on[1], "model, clip: CLIP"),
+    ):
+        with refused(f"{told} had the LoRA of random before"):
+            grouped(pack, [model, clip, loaded[2]], [person(pack, artifact, mask)])
+    with refused("mask: it is a batch of 2"):
+        nodes.GroupPerson.execute(mask.repeat(2, 1, 1), "", 1.0, artifact=artifact)
     empty = nodes.GroupPerson.execute(mask * 0, "", 1.0, artifact=artifact).result[0]
     options = {"group": empty, "prompt": BASE, "negative": "", "seed": 1, "count": 1, **SETTINGS}
     with refused("mask: the region of person 1 is empty"):

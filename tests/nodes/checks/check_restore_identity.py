@@ -56,6 +56,16 @@ def replaced(model):
     return model, log
 
 
+def check_a_lora_that_was_there_before_is_refused(pack, loaded):
+    """The way to noise would know the person."""
+    from check_sampling import attached
+
+    artifact = random_artifact(pack)
+    on = attached(pack, loaded, artifact)
+    with refused("model, clip: MODEL and CLIP had the LoRA of random before"):
+        drawing(pack, [*on[:2], loaded[2]], artifact=artifact)
+
+
 def check_a_face_is_the_cores(pack, checkpoint):
     """In fp32: a LoRA, an identity, and both; and each of the three is another face."""
     loaded = load_fp32(checkpoint)
