@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from ..magicapture_core.diffusion import NUM_TIMESTEPS
 from ..magicapture_core.kohya import UNET, read_layers
-from ..magicapture_core.types import LoraLayer
+from ..magicapture_core.types import LoraLayer, MagiCaptureError
 from .patching import attach_new, check_sd1
 from .sampling import encode
 from .staging import KEY as STAGES
 from .staging import StagedPrompt, apply_identity
 
 if TYPE_CHECKING:
+    from ..magicapture_core.artifact import Artifact
     from ..magicapture_core.group.attention import Branch
     from ..magicapture_core.group.people import Person
 
@@ -94,24 +95,35 @@ def join(person: Person, model: Any, clip: Any, prompt: str, negative: str) -> M
     layers: dict[nn.Module, LoraLayer] = {}
     if person.artifact is not None:
         _, clip = attach_new(person.artifact, model, clip)
-        layers = find_layers(person.artifact.lora, model)
+        layers = find_layers(person.artifact, model)
     for identity in person.identities:
         _, clip = apply_identity(identity, model, clip)
     text = person.text(prompt)
     return Member(person=person, positive=Text.of(clip, text), negative=Text.of(clip, negative), layers=layers)
 
 
-def find_layers(lora: Mapping[str, Tensor], model: Any) -> dict[nn.Module, LoraLayer]:
-    """The UNet's part of a LoRA, by the layers of MODEL; those that MODEL lacks act as little as with stock loaders."""
+def find_layers(artifact: Artifact, model: Any) -> dict[nn.Module, LoraLayer]:
+    """The UNet's part of its LoRA, by the layers of MODEL; those that MODEL lacks act as little as with stock loaders.
+
+    Raises MagiCaptureError for one that has another size there.
+    """
     import comfy.lora
 
     paths = comfy.lora.model_lora_keys_unet(model.model, {})
-    layers = read_layers({key: value for key, value in lora.items() if key.startswith(f"{UNET}_")})
-    return {
-        model.model.get_submodule(paths[name].removesuffix(".weight")): layer.to(model.load_device)
-        for name, layer in layers.items()
-        if name in paths
-    }
+    layers = read_layers({key: value for key, value in artifact.lora.items() if key.startswith(f"{UNET}_")})
+    found = {}
+    for name, layer in layers.items():
+        if name not in paths:
+            continue
+        module = model.model.get_submodule(paths[name].removesuffix(".weight"))
+        size, wanted = (layer.up.shape[0], layer.down.shape[1]), (module.out_features, module.in_features)
+        if size != wanted:
+            raise MagiCaptureError(
+                f"artifact: {artifact.name} is for another model, its layer {name} for a weight of {size}, which is "
+                f"{wanted} here; connect a MODEL like the one it was trained on"
+            )
+        found[module] = layer.to(model.load_device)
+    return found
 
 
 def in_regions(

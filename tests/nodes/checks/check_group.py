@@ -154,6 +154,9 @@ def check_what_cannot_be_is_told(pack, loaded):
     ):
         with refused(f"{told} had the LoRA of random before"):
             grouped(pack, [model, clip, loaded[2]], [person(pack, artifact, mask)])
+    wide = {key: torch.cat([value] * 2, 1) if "lora_down" in key else value for key, value in artifact.lora.items()}
+    with refused("artifact: random is for another model"):
+        grouped(pack, loaded, [person(pack, replace(artifact, lora=wide), mask)])
     with refused("mask: it is a batch of 2"):
         nodes.GroupPerson.execute(mask.repeat(2, 1, 1), "", 1.0, artifact=artifact)
     empty = nodes.GroupPerson.execute(mask * 0, "", 1.0, artifact=artifact).result[0]
