@@ -28,8 +28,8 @@ def main() -> None:
     plain = Side("plain", model, encode(clip, f"a photo of a person with a hat, {PROMPT}"), encode(clip, ""))
     loras = [random_artifact(model, seed) for seed in range(max(PEOPLE))]
     for count in PEOPLE:
-        patched = pack_module("nodes.grouping").apply_group(people(loras[:count]), model, clip, PROMPT, "")
-        group = Side("group", patched, encode(clip, PROMPT), plain.negative)
+        together = pack_module("nodes.grouping").apply_group(people(loras[:count]), model, clip, PROMPT, "")
+        group = Side("group", *together)
         compare(arguments, group, plain, f"people: {count}", 1 + BAR_PER_PERSON * count)
 
 

@@ -121,8 +121,8 @@ class LoraLayer:
     up: Tensor
     alpha: float
 
-    def to(self, device: torch.device) -> LoraLayer:
-        return LoraLayer(down=self.down.to(device), up=self.up.to(device), alpha=self.alpha)
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> LoraLayer:
+        return LoraLayer(down=self.down.to(device, dtype), up=self.up.to(device, dtype), alpha=self.alpha)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

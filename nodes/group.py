@@ -10,7 +10,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..magicapture_core.types import MagiCaptureError
-from .sampling import Shot, encode, odd_size, sample, sampler_sockets
+from .controls import check_control, control_sockets, with_control
+from .sampling import Shot, odd_size, sample, sampler_sockets
 from .sockets import ArtifactType, IdentityType, checkpoint_inputs, masks_to_core, schema, show, text_input
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ class GroupPortraitSampler(io.ComfyNode):
                 text_input("negative", "", "What the pictures should not show."),
                 *sampler_sockets("The first picture's seed; the next pictures use the next numbers."),
                 io.Int.Input("count", default=1, min=1, max=64, tooltip="How many pictures to make."),
+                *control_sockets(),
             ],
             outputs=[
                 io.Image.Output(display_name="images", tooltip="The pictures, one batch."),
@@ -144,21 +146,23 @@ class GroupPortraitSampler(io.ComfyNode):
         count: int,
         width: int,
         height: int,
+        control_net: Any = None,
+        control_image: Tensor | None = None,
+        control_strength: float = 1.0,
         **settings: Any,
     ) -> io.NodeOutput:
-        from ..magicapture_core.group.people import check_people
+        from ..magicapture_core.group.people import check_people, overlaps
         from .grouping import apply_group
 
         people = check_people([fitted(person, (height, width)) for person in group])
-        shot = Shot(
-            model=apply_group(people, model, clip, prompt, negative),
-            positive=encode(clip, prompt),
-            negative=encode(clip, negative),
-            notes=[describe(number, person, prompt) for number, person in enumerate(people, 1)],
-            idle={},
-        )
+        control = check_control(control_net, control_image, control_strength)
+        model, positive, negatives = apply_group(people, model, clip, prompt, negative)
+        if control:
+            positive, negatives = with_control(positive, negatives, *control)
+        shot = Shot(model, positive, negatives)
         latents = sample([(shot, seed + number) for number in range(count)], settings, (width, height))
-        report = "\n".join([*shot.notes, *odd_size((width, height))])
+        told = [describe(number, person, prompt) for number, person in enumerate(people, 1)]
+        report = "\n".join([*told, *overlaps(people), *odd_size((width, height))])
         return io.NodeOutput(vae.decode(latents), {"samples": latents}, report, ui=show(report))
 
 

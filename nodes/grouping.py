@@ -1,19 +1,17 @@
 """A group on MODEL: ComfyUI's side of the core's mask-guided cross-attention.
 
-Each person's text is encoded by a CLIP of their own, which knows only their words. Around every call of the UNet the
-core's hooks confine text and LoRA to the person's region: whatever other packs do to MODEL goes on in between.
+Each person's text is encoded by a CLIP of their own, which knows only their words, and travels in the conditioning of
+the whole picture to the UNet. Around every call of that the core's hooks confine text and LoRA to the person's region:
+whatever other packs do to MODEL goes on in between.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..magicapture_core.diffusion import NUM_TIMESTEPS
 from ..magicapture_core.kohya import UNET, read_layers
@@ -25,35 +23,43 @@ from .staging import StagedPrompt, apply_identity
 
 if TYPE_CHECKING:
     from ..magicapture_core.artifact import Artifact
-    from ..magicapture_core.group.attention import Branch
+    from ..magicapture_core.group.attention import Regions
     from ..magicapture_core.group.people import Person
 
-KEY = "magicapture_group"
+KEY = "magicapture_group"  # of the wrappers, and of the people's texts in a conditioning and on their way to the UNet
+COMPILED = "torch.compile"  # what ComfyUI calls the wrapper of a compiled MODEL
+SIDES = ("keys", "values")
 
 
-def apply_group(people: Sequence[Person], model: Any, clip: Any, prompt: str, negative: str) -> Any:
-    """A clone of MODEL in whose pictures the people stand in their regions, whatever samples them.
+def apply_group(people: Sequence[Person], model: Any, clip: Any, prompt: str, negative: str) -> tuple[Any, Any, Any]:
+    """MODEL, positive and negative in whose pictures the people stand in their regions, whatever samples them.
 
     prompt: of the whole picture, behind each person's own. Raises MagiCaptureError for models that are not SD1.5's, for
-    a LoRA that MODEL or CLIP had before, and for a name in what is said of the whole picture.
+    a compiled one, for a LoRA that MODEL or CLIP had before, and for a name in what is said of the whole picture.
     """
     from comfy.patcher_extension import WrappersMP
 
+    from ..magicapture_core.group.attention import Regions
     from ..magicapture_core.group.people import check_base
 
     check_sd1(model, clip)
     check_base(prompt, negative)
+    if model.get_wrappers(WrappersMP.APPLY_MODEL, COMPILED):
+        raise MagiCaptureError("model: it is compiled, and the regions cannot reach inside; take Torch Compile out")
     members = [join(person, model, clip, prompt, negative) for person in people]
+    layers, positives, negatives = zip(*members, strict=True)
+    regions = Regions([person.region for person in people])
     model = model.clone()
-    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, partial(in_regions, members))
-    return model
+    model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, partial(hand_over, len(people)))
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, partial(in_regions, regions, layers))
+    return model, with_texts(encode(clip, prompt), positives), with_texts(encode(clip, negative), negatives)
 
 
 class Text(NamedTuple):
     """conditioning: [1,T,C]. staged: where the text holds an identity's word."""
 
     conditioning: Tensor
-    staged: StagedPrompt | None
+    staged: StagedPrompt | None = None
 
     @classmethod
     def of(cls, clip: Any, text: str) -> Text:
@@ -67,67 +73,85 @@ class Text(NamedTuple):
         return self.staged.at(timestep, self.conditioning)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Member:
-    """A person whose texts are encoded. layers: their LoRA, by MODEL's own layers, where MODEL is loaded."""
+class Member(NamedTuple):
+    """A person whose texts are encoded. layers: their LoRA, by the names of the UNet's layers."""
 
-    person: Person
+    layers: dict[str, LoraLayer]
     positive: Text
     negative: Text
-    layers: Mapping[nn.Module, LoraLayer]
-
-    def branch(self, timestep: int, is_negative: Sequence[int], rows: int) -> Branch:
-        """For a batch of so many rows for each prompt, negative or not."""
-        from ..magicapture_core.group.attention import Branch
-
-        texts = [(self.negative if negative else self.positive).at(timestep) for negative in is_negative]
-        keys, values = (stacked(side, rows) for side in zip(*texts, strict=True))
-        return Branch(mask=self.person.region, keys=keys, values=values, layers=self.layers)
-
-
-def stacked(texts: Sequence[Tensor], rows: int) -> Tensor:
-    """[1,T_i,C] of prompts -> [rows * prompts, T, C]; shorter ones are repeated, which attention does not notice."""
-    length = math.lcm(*(text.shape[1] for text in texts))
-    return torch.cat([text.repeat(rows, length // text.shape[1], 1) for text in texts])
 
 
 def join(person: Person, model: Any, clip: Any, prompt: str, negative: str) -> Member:
-    layers: dict[nn.Module, LoraLayer] = {}
+    layers: dict[str, LoraLayer] = {}
     if person.artifact is not None:
         _, clip = attach_new(person.artifact, model, clip)
         layers = find_layers(person.artifact, model)
     for identity in person.identities:
         _, clip = apply_identity(identity, model, clip)
-    text = person.text(prompt)
-    return Member(person=person, positive=Text.of(clip, text), negative=Text.of(clip, negative), layers=layers)
+    return Member(layers, Text.of(clip, person.text(prompt)), Text.of(clip, negative))
 
 
-def find_layers(artifact: Artifact, model: Any) -> dict[nn.Module, LoraLayer]:
-    """The UNet's part of its LoRA, by the layers of MODEL; those that MODEL lacks act as little as with stock loaders.
+def with_texts(conditioning: Any, texts: Sequence[Text]) -> Any:
+    """CONDITIONING that says, beside what holds for the whole picture, what each person's region shows."""
+    return [[tensor, {**more, KEY: texts}] for tensor, more in conditioning]
 
-    Raises MagiCaptureError for one that has another size there.
+
+def find_layers(artifact: Artifact, model: Any) -> dict[str, LoraLayer]:
+    """The UNet's part of its LoRA, by the names of MODEL's layers, as precise as MODEL, where it will run.
+
+    What MODEL lacks acts as little as with stock loaders. Raises MagiCaptureError for one of another size there.
     """
     import comfy.lora
 
     paths = comfy.lora.model_lora_keys_unet(model.model, {})
     layers = read_layers({key: value for key, value in artifact.lora.items() if key.startswith(f"{UNET}_")})
-    found = {}
+    unet, found = model.model.diffusion_model, {}
     for name, layer in layers.items():
         if name not in paths:
             continue
-        module = model.model.get_submodule(paths[name].removesuffix(".weight"))
+        path = paths[name].removeprefix("diffusion_model.").removesuffix(".weight")
+        module = unet.get_submodule(path)
         size, wanted = (layer.up.shape[0], layer.down.shape[1]), (module.out_features, module.in_features)
         if size != wanted:
             raise MagiCaptureError(
                 f"artifact: {artifact.name} is for another model, its layer {name} for a weight of {size}, which is "
                 f"{wanted} here; connect a MODEL like the one it was trained on"
             )
-        found[module] = layer.to(model.load_device)
+        found[path] = layer.to(model.load_device, model.model.manual_cast_dtype or model.model.get_dtype())
     return found
 
 
+def hand_over(
+    count: int,
+    executor: Callable[..., Any],
+    model: Any,
+    conds: Sequence[Any],
+    x: Tensor,
+    sigma: Tensor,
+    options: dict[str, Any],
+) -> Any:
+    """Around one step's prediction, of all prompts: the people's texts of this noise level go beside them."""
+    timestep = int(model.model_sampling.timestep(sigma.max()).clamp(0, NUM_TIMESTEPS - 1))
+    conds = [group and [with_people(cond, count, timestep) for cond in group] for group in conds]
+    return executor(model, conds, x, sigma, options)
+
+
+def with_people(cond: dict[str, Any], count: int, timestep: int) -> dict[str, Any]:
+    """A copy of a prompt with so many people's texts beside it; where it has none, such as an empty prompt that a
+    guidance of others adds, it is what all regions show too."""
+    from comfy.conds import CONDCrossAttn
+
+    parts = dict(cond["model_conds"])
+    texts = cond.get(KEY) or [Text(parts["c_crossattn"].cond)] * count
+    for number, text in enumerate(texts):
+        for side, context in zip(SIDES, text.at(timestep), strict=True):
+            parts[f"{KEY}_{number}_{side}"] = CONDCrossAttn(context)
+    return {**cond, "model_conds": parts}
+
+
 def in_regions(
-    members: Sequence[Member],
+    regions: Regions,
+    layers: Sequence[dict[str, LoraLayer]],
     executor: Callable[..., Tensor],
     x: Tensor,
     timesteps: Tensor,
@@ -137,11 +161,13 @@ def in_regions(
     transformer_options: dict[str, Any],
     **kwargs: Any,
 ) -> Tensor:
-    """Around one call of the UNet."""
-    from ..magicapture_core.group.attention import acting
+    """Around one call of the UNet. layers: of each person."""
+    from ..magicapture_core.group.attention import Branch, acting
 
-    is_negative = transformer_options["cond_or_uncond"]
-    timestep = int(timesteps.max().clamp(0, NUM_TIMESTEPS - 1))
-    branches = [member.branch(timestep, is_negative, len(x) // len(is_negative)) for member in members]
-    with acting(executor.class_obj, branches):
+    unet, branches = executor.class_obj, []
+    for number, own in enumerate(layers):
+        keys, values = (kwargs.pop(f"{KEY}_{number}_{side}") for side in SIDES)
+        modules = {unet.get_submodule(path): layer for path, layer in own.items()}
+        branches.append(Branch(keys=keys, values=values, layers=modules))
+    with acting(unet, regions, branches):
         return executor(x, timesteps, context, y, control, transformer_options, **kwargs)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .controls import with_control
 from .patching import attach_new, check_sd1
-from .sampling import LATENT_FACTOR, encode, with_control
+from .sampling import LATENT_FACTOR, encode
 from .sockets import to_comfy, to_core
 from .staging import apply_identity
 

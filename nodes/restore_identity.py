@@ -13,10 +13,10 @@ from ..magicapture_core.diir.restorer import GUIDANCE, NUM_STEPS, STRENGTHS, Mod
 from ..magicapture_core.landmark_maps import Style, landmark_map
 from ..magicapture_core.restore import FFHQ_BOX, FFHQ_POINTS
 from ..magicapture_core.types import Face, MagiCaptureError
+from .controls import check_control
 from .masks import split
 from .portraits import face_detector
 from .restore import in_batches, make_guard, match_regions
-from .sampling import check_control
 from .sockets import (
     ArtifactType,
     FaceRecognitionType,

@@ -9,7 +9,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import patching
-from .sampling import in_words, open_scene, optional_sockets, required_sockets, sample, single
+from .sampling import sample
+from .scene import in_words, open_scene, optional_sockets, required_sockets, single
 from .sockets import schema, show, to_comfy, to_core
 
 
@@ -58,13 +59,13 @@ class ComposedPromptSampler(io.ComfyNode):
         from ..magicapture_core.likeness import ranked
 
         scene = open_scene(**inputs)
-        shot = scene.shot(scene.strengths)
-        latents = sample([(shot, seed + number) for number in range(count)], scene.settings, scene.size)
+        take = scene.take(scene.strengths)
+        latents = sample([(take.shot, seed + number) for number in range(count)], scene.settings, scene.size)
         images = vae.decode(latents)
         scores = scene.judge(images) if scene.judge else []
         order = ranked(scores) if scores else [*range(count)]
         lines = [", ".join([f"seed {seed + place}", *map(in_words, scores[place : place + 1])]) for place in order]
-        report = [*scene.report(shot), *(f"picture {rank}: {line}" for rank, line in enumerate(lines, 1))]
+        report = [*scene.report(take), *(f"picture {rank}: {line}" for rank, line in enumerate(lines, 1))]
         images, latents = images[order], latents[order]
         if show_scores:
             images = labelled(images, [f"{rank}: {line}" for rank, line in enumerate(lines, 1)])

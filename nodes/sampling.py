@@ -1,63 +1,17 @@
-"""What Composed Prompt Sampler and Strength Sweep share: their sockets, and the way from these to latents.
-
-A Scene is all that does not change between two pictures; a Shot is a scene at certain strengths.
-"""
+"""What every sampler of ours shares: its sockets, and the way from a prompt and a MODEL to latents."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..magicapture_core.kohya import TEXT_ENCODER, UNET
-from ..magicapture_core.prompts import COMPOSED_PROMPT, fill_prompt
-from ..magicapture_core.types import MagiCaptureError, Side, side_of
-from . import patching
-from .portraits import likeness_judge
-from .prompting import LearnedTokenizer
-from .sockets import MAX_INT, ArtifactType, FaceRecognitionType, checkpoint_inputs, strength_input, text_input
+from .sockets import MAX_INT
 
-if TYPE_CHECKING:
-    from ..magicapture_core.artifact import Artifact
-
-STRENGTHS = ("strength_model", "strength_clip", "strength_subject", "strength_style")
 LATENT_FACTOR = 8  # pixels of a side for each latent
-PARTS = (("MODEL", "strength_model", UNET), ("CLIP", "strength_clip", TEXT_ENCODER))
-
-
-# -- sockets -----------------------------------------------------------------------------------------------------------
-
-
-def required_sockets(seed: str) -> list[Any]:
-    """seed: its tooltip."""
-    return [
-        *checkpoint_inputs(
-            model="An SD1.5 model, with or without this LoRA on it.",
-            clip="The CLIP of the same checkpoint.",
-            vae="Turns latents into pictures.",
-        ),
-        io.Combo.Input(
-            "lora_name",
-            options=patching.LORAS.choices(),
-            tooltip="A file made by Train MagiCapture LoRA; newest = the last one trained. Counts only while "
-            "no artifact is connected.",
-        ),
-        text_input(
-            "prompt",
-            COMPOSED_PROMPT,
-            "{subject} and {style} stand for the learned words, {subject_2} and so on for those of further "
-            "people and styles. Add to the sentence, for example: , wearing sunglasses. Weights such as "
-            "({style}:0.8) work.",
-        ),
-        text_input("negative", "", "What the pictures should not show."),
-        strength_input("strength_model", "How strongly the LoRA acts on the model. Try 0.6, 0.8 and 1."),
-        strength_input("strength_clip", "How strongly the LoRA's text part acts, where it has one."),
-        *sampler_sockets(seed),
-    ]
 
 
 def sampler_sockets(seed: str) -> list[Any]:
@@ -92,121 +46,12 @@ def sampler_sockets(seed: str) -> list[Any]:
     ]
 
 
-def optional_sockets() -> list[Any]:
-    return [
-        ArtifactType.Input(
-            "artifact",
-            optional=True,
-            tooltip="From Train or Load MagiCapture LoRA. Takes the place of the file chosen above.",
-        ),
-        strength_input(
-            "strength_subject",
-            "How strongly the person acts. A LoRA of split adapters: the person's half of it. Of joint ones: the "
-            "weight of the learned word, as in (<subject>:0.8). The report says which.",
-            optional=True,
-        ),
-        strength_input(
-            "strength_style",
-            "How strongly the style acts. A LoRA of split adapters: the style's half of it. Of joint ones: the "
-            "weight of the learned word, as in (<style>:0.8). The report says which.",
-            optional=True,
-        ),
-        io.ControlNet.Input(
-            "control_net",
-            optional=True,
-            tooltip="From Load ControlNet Model, one for SD1.5. Needs a control_image. Acts as Apply ControlNet does.",
-        ),
-        io.Image.Input(
-            "control_image",
-            optional=True,
-            tooltip="What the ControlNet reads: a pose, edges, depth. Of several pictures the first counts.",
-        ),
-        io.Float.Input(
-            "control_strength",
-            default=1.0,
-            min=0.0,
-            max=10.0,
-            step=0.01,
-            optional=True,
-            tooltip="How strongly the ControlNet acts, where one is connected.",
-        ),
-        FaceRecognitionType.Input(
-            "face_recognition",
-            optional=True,
-            tooltip="From Load Face Recognition. With a reference, each picture's likeness is measured.",
-        ),
-        io.Image.Input(
-            "reference",
-            optional=True,
-            tooltip="Photos of the person, best some that no training has seen: a list or a batch. Goes with "
-            "face_recognition.",
-        ),
-    ]
-
-
-def single(lists: Mapping[str, list[Any]]) -> dict[str, Any]:
-    """The node's inputs as ComfyUI hands lists over -> one value each, and all batches of `reference`.
-
-    For Load Photos gives photos one by one: as plain inputs they would be so many samplings. Raises MagiCaptureError
-    where anything else comes as a list.
-    """
-    values = dict(lists)
-    reference = values.pop("reference", None)
-    for name, found in values.items():
-        if len(found) > 1 and name != "control_image":
-            raise MagiCaptureError(f"{name}: it is a list of {len(found)}; connect a single one")
-    return {name: found[0] for name, found in values.items()} | {"reference": reference}
-
-
-# -- from sockets to latents -------------------------------------------------------------------------------------------
-
-
 class Shot(NamedTuple):
-    """A scene at certain strengths. notes: what these did besides the obvious. idle: strength -> why it cannot act."""
+    """What makes a picture once there is a seed: MODEL, and two CONDITIONINGs."""
 
     model: Any
     positive: Any
     negative: Any
-    notes: list[str]
-    idle: dict[str, str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scene:
-    """prompt, negative: with the learned words in place. strengths: by the names of STRENGTHS."""
-
-    model: Any
-    clip: Any
-    learned: Artifact
-    prompt: str
-    negative: str
-    strengths: dict[str, float]
-    control: tuple[Any, Tensor, float] | None
-    judge: Callable[[Tensor], list[float | None]] | None
-    settings: dict[str, Any]
-    size: tuple[int, int]
-
-    def report(self, shot: Shot) -> list[str]:
-        """Its first lines: whose LoRA, the prompt, and what was not done as asked."""
-        return [f"{self.learned.name}: {self.prompt}", *shot.notes, *odd_size(self.size)]
-
-    def shot(self, strengths: Mapping[str, float]) -> Shot:
-        """The LoRA and the learned words at these strengths; the prompts encoded with them, behind the ControlNet."""
-        from ..magicapture_core import halves
-
-        sides: dict[Side, float] = {side: strengths[f"strength_{side}"] for side in get_args(Side)}
-        learned = halves.scaled(self.learned, sides) if self.learned.rank_split else self.learned
-        model, clip, attached = patching.attach(
-            learned, self.model, self.clip, strengths["strength_model"], strengths["strength_clip"]
-        )
-        if not learned.rank_split:
-            weights = {token.placeholder: sides[side_of(token.name)] for token in learned.tokens}
-            clip.tokenizer = LearnedTokenizer(clip.tokenizer, {}, weights)
-        positive, negative = (encode(clip, text) for text in (self.prompt, self.negative))
-        if self.control:
-            positive, negative = with_control(positive, negative, *self.control)
-        idle = idle_strengths(learned, attached, self.prompt + self.negative)
-        return Shot(model, positive, negative, [*notes(learned, attached, strengths, idle)], idle)
 
 
 def sample(shots: Sequence[tuple[Shot, int]], settings: Mapping[str, Any], size: tuple[int, int]) -> Tensor:
@@ -244,116 +89,9 @@ def odd_size(size: tuple[int, int]) -> list[str]:
     return [f"width, height: {wide} x {high}, the next smaller multiples of 8"] if (wide, high) != size else []
 
 
-def open_scene(
-    *,
-    model: Any,
-    clip: Any,
-    lora_name: str,
-    prompt: str,
-    negative: str,
-    width: int,
-    height: int,
-    artifact: Artifact | None = None,
-    control_net: Any = None,
-    control_image: Tensor | None = None,
-    control_strength: float = 1.0,
-    face_recognition: Any = None,
-    reference: Sequence[Tensor] | None = None,
-    **widgets: Any,
-) -> Scene:
-    """The sockets of both lists above but `vae` and `seed`. Raises MagiCaptureError for what cannot go together."""
-    learned = patching.check_architecture(artifact) if artifact else patching.load(lora_name)
-    return Scene(
-        model=model,
-        clip=clip,
-        learned=learned,
-        prompt=fill_prompt(prompt, learned),
-        negative=fill_prompt(negative, learned),
-        strengths={name: widgets.pop(name, 1.0) for name in STRENGTHS},
-        control=check_control(control_net, control_image, control_strength),
-        judge=likeness_judge(face_recognition, reference),
-        settings=widgets,
-        size=(width, height),
-    )
-
-
-def idle_strengths(learned: Artifact, attached: Iterable[str], text: str) -> dict[str, str]:
-    """Which of the four strengths cannot act, and why. attached: those of MODEL and CLIP that had the LoRA already."""
-    had = {part: f"it was on {part} already, so set this in the node that put it there" for part in attached}
-    idle = {}
-    for part, name, prefix in PARTS:
-        if not any(key.startswith(prefix) for key in learned.lora):
-            idle[name] = f"it has no part for {part}"
-        elif part in had:
-            idle[name] = had[part]
-    for side in get_args(Side):
-        words = [token.placeholder for token in learned.tokens if side_of(token.name) == side]
-        if learned.rank_split and not learned.rank_split.get(side):
-            idle[f"strength_{side}"] = f"it holds no {side}"
-        elif learned.rank_split and "MODEL" in had:
-            idle[f"strength_{side}"] = had["MODEL"]
-        elif not learned.rank_split and not any(word in text for word in words):
-            idle[f"strength_{side}"] = f"the prompt holds no learned word of a {side}"
-    return idle
-
-
-def notes(
-    learned: Artifact, attached: list[str], strengths: Mapping[str, float], idle: Mapping[str, str]
-) -> Iterable[str]:
-    """In words, what became of the strengths that are not 1."""
-    if attached:
-        yield f"{learned.name} was on {' and '.join(attached)} already and is not applied twice"
-    asked = {name: strengths[name] for name in STRENGTHS if strengths[name] != 1}
-    yield from (
-        f"{name} {value:g} has no effect with {learned.name}: {idle[name]}"
-        for name, value in asked.items()
-        if name in idle
-    )
-    for side in get_args(Side):
-        name = f"strength_{side}"
-        if name not in asked or name in idle:
-            continue
-        if learned.rank_split:
-            yield f"{name} {asked[name]:g} scales the LoRA's half of the {side}"
-        else:
-            words = [token.placeholder for token in learned.tokens if side_of(token.name) == side]
-            weighted = ", ".join(f"({word}:{asked[name]:g})" for word in words)
-            yield f"{name} weighs the words, {weighted}: {learned.name} has joint adapters, which are no halves"
-
-
-def check_control(control_net: Any, image: Tensor | None, strength: float) -> tuple[Any, Tensor, float] | None:
-    """None where nothing is connected. Raises MagiCaptureError for one socket without the other, and for SDXL's."""
-    from ..magicapture_core.ldm import PROMPT_DIM
-
-    if control_net is None and image is None:
-        return None
-    if control_net is None or image is None:
-        lacking = "control_net" if control_net is None else "control_image"
-        raise MagiCaptureError(f"{lacking}: control_net and control_image go together; connect both, or neither")
-    network = getattr(control_net, "control_model", None)
-    weights = {} if network is None else network.state_dict()
-    width = next((value.shape[1] for key, value in weights.items() if key.endswith("attn2.to_k.weight")), PROMPT_DIM)
-    if width != PROMPT_DIM:
-        raise MagiCaptureError(
-            f"control_net: it is not for SD1.5 (its prompts are {width} wide, not {PROMPT_DIM}); take one for SD1.5"
-        )
-    return control_net, image, strength
-
-
-def with_control(positive: Any, negative: Any, control_net: Any, image: Tensor, strength: float) -> tuple[Any, Any]:
-    """Both CONDITIONINGs behind ComfyUI's own Apply ControlNet, from the first step to the last."""
-    from nodes import ControlNetApplyAdvanced  # pyright: ignore[reportAttributeAccessIssue] # ComfyUI's, not ours
-
-    return ControlNetApplyAdvanced().apply_controlnet(positive, negative, control_net, image, strength, 0.0, 1.0)
-
-
 def encode(clip: Any, text: str) -> Any:
     """CONDITIONING, as CLIP Text Encode makes it."""
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
-
-
-def in_words(score: float | None) -> str:
-    return "no face" if score is None else f"likeness {score:.3f}"
 
 
 def live_previews(model: Any, count: int, steps: int) -> Callable[[int], Callable[..., None]]:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..magicapture_core.types import MagiCaptureError
 from . import patching
-from .sampling import STRENGTHS, in_words, open_scene, optional_sockets, required_sockets, sample, single
+from .sampling import sample
+from .scene import STRENGTHS, in_words, open_scene, optional_sockets, required_sockets, single
 from .sockets import MAX_STRENGTH, schema, show, to_comfy, to_core
 
 NOTHING = "nothing"
@@ -59,19 +60,19 @@ class StrengthSweep(io.ComfyNode):
     ) -> io.NodeOutput:
         cells, width = table(rows, row_values, columns, column_values)
         scene = open_scene(**inputs)
-        shots = [scene.shot(scene.strengths | cell) for cell in cells]
+        takes = [scene.take(scene.strengths | cell) for cell in cells]
         for widget, strength in (("rows", rows), ("columns", columns)):
-            if strength in shots[0].idle:
+            if strength in takes[0].idle:
                 raise MagiCaptureError(
-                    f"{widget}: {strength} has no effect with {scene.learned.name}: {shots[0].idle[strength]}"
+                    f"{widget}: {strength} has no effect with {scene.learned.name}: {takes[0].idle[strength]}"
                 )
-        images = vae.decode(sample([(shot, seed) for shot in shots], scene.settings, scene.size))
+        images = vae.decode(sample([(take.shot, seed) for take in takes], scene.settings, scene.size))
         scores = scene.judge(images) if scene.judge else []
         labels = [
             ", ".join([*map(in_short, cell.items()), *map(in_words, scores[place : place + 1])])
             for place, cell in enumerate(cells)
         ]
-        most_said = max(shots, key=lambda shot: len(shot.notes))  # a strength of 1 needs no words
+        most_said = max(takes, key=lambda take: len(take.notes))  # a strength of 1 needs no words
         lines = [*scene.report(most_said), f"seed {seed}"]
         report = "\n".join([*lines, *(f"picture {number}: {label}" for number, label in enumerate(labels, 1))])
         sheet = draw_sheet(images, width, labels)

@@ -11,9 +11,10 @@ they are. In: a UNet of diffusers or of ComfyUI, whose transformers have the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -28,12 +29,10 @@ from ..types import LoraLayer, MagiCaptureError
 class Branch:
     """One person in a pass of B items.
 
-    mask: [1,H,W] 0..1 of any size, all people's the same; where masks sum to more than 1 they share the place.
     keys, values: [B,T,C], what the keys and the values of cross-attention see of their text. layers: their LoRA, by
     the linear layers that it acts on, each inside a transformer block.
     """
 
-    mask: Tensor
     keys: Tensor
     values: Tensor
     layers: Mapping[nn.Module, LoraLayer]
@@ -44,6 +43,34 @@ class Place(NamedTuple):
 
     cells: Tensor
     share: Tensor
+
+
+class Grid(NamedTuple):
+    """What a layer that works on so many cells shares out. rest: [cells,1], how much of each is nobody's."""
+
+    rest: Tensor
+    places: list[Place]
+
+
+class Regions:
+    """Where everybody acts, on every grid of a UNet. What is found once serves all steps of a sampling.
+
+    masks: [1,H,W] 0..1 each, of any size, the same for all; where they sum to more than 1 they share the place.
+    """
+
+    def __init__(self, masks: Sequence[Tensor]) -> None:
+        self._shares = shares(torch.stack(list(masks)))
+        self._grids: dict[tuple[int, int, torch.device], Grid] = {}
+
+    def grid(self, height: int, width: int, device: torch.device) -> Grid:
+        key = (height, width, device)
+        if key not in self._grids:
+            means = F.interpolate(self._shares.float(), (height, width), mode="area").flatten(1)[..., None]
+            places = [Place(cells := share[:, 0].nonzero().flatten(), share[cells]) for share in means]
+            self._grids[key] = Grid(
+                (1 - means.sum(0)).to(device), [Place(*(part.to(device) for part in place)) for place in places]
+            )
+        return self._grids[key]
 
 
 class Layer(NamedTuple):
@@ -69,11 +96,11 @@ def shares(masks: Tensor) -> Tensor:
 
 
 @contextmanager
-def acting(unet: nn.Module, branches: Sequence[Branch]) -> Iterator[None]:
-    """Inside the block the people act in the UNet's passes; on leaving it is what it was.
+def acting(unet: nn.Module, regions: Regions, branches: Sequence[Branch]) -> Iterator[None]:
+    """Inside the block the people act in the UNet's passes, each in their region; on leaving it is what it was.
 
     Whatever else is done to a cross-attention layer, by processors or by the patches of other packs, goes on giving Z.
-    Raises MagiCaptureError for a LoRA on a layer that lies on no grid.
+    Raises MagiCaptureError for a LoRA on a layer that lies on no grid; in a pass, for a patch that takes cells away.
     """
     blocks = dict(_blocks(unet))
     inside = {module for block in blocks for module in block.modules()}
@@ -83,11 +110,16 @@ def acting(unet: nn.Module, branches: Sequence[Branch]) -> Iterator[None]:
             "one that Train MagiCapture LoRA made"
         )
     with ExitStack() as undo:
-        places: dict[nn.Module, list[Place]] = {}  # of a transformer, on the grid that it works on now
+        grids: dict[nn.Module, Grid] = {}  # of a transformer, the one that it works on now
+
+        def find(transformer: nn.Module, args: tuple[Tensor, ...]) -> None:
+            """Before it runs: the last moment that knows height and width."""
+            grids[transformer] = regions.grid(args[0].shape[2], args[0].shape[3], args[0].device)
+
         for transformer in dict.fromkeys(blocks.values()):
-            undo.callback(transformer.register_forward_pre_hook(_finder(branches, places)).remove)
+            undo.callback(transformer.register_forward_pre_hook(find).remove)
         for block, transformer in blocks.items():
-            _confine(block, branches, places, transformer, undo)
+            _confine(block, branches, partial(grids.__getitem__, transformer), undo)
         yield
 
 
@@ -98,31 +130,8 @@ def _blocks(unet: nn.Module) -> Iterator[tuple[Any, nn.Module]]:
             yield block, transformer
 
 
-def _finder(branches: Sequence[Branch], places: dict[nn.Module, list[Place]]) -> Any:
-    """A hook that finds everybody's place before a transformer runs: the last moment that knows height and width."""
-    found: dict[tuple[int, int], list[Place]] = {}
-    regions = shares(torch.stack([branch.mask for branch in branches])) if branches else torch.zeros(0, 1, 1, 1)
-
-    def find(transformer: nn.Module, args: tuple[Tensor, ...]) -> None:
-        size = (args[0].shape[2], args[0].shape[3])
-        if size not in found:
-            found[size] = [_place(region.to(args[0].device), size) for region in regions]
-        places[transformer] = found[size]
-
-    return find
-
-
-def _place(region: Tensor, size: tuple[int, int]) -> Place:
-    """region [1,H,W] -> its cells on a grid, and its mean over each."""
-    share = F.interpolate(region[None].float(), size, mode="area").flatten()
-    cells = share.nonzero().flatten()
-    return Place(cells, share[cells, None])
-
-
-def _confine(
-    block: Any, branches: Sequence[Branch], places: Mapping[nn.Module, list[Place]], transformer: nn.Module, undo: Any
-) -> None:
-    """Hooks on one transformer block until `undo` closes."""
+def _confine(block: Any, branches: Sequence[Branch], grid: Callable[[], Grid], undo: ExitStack) -> None:
+    """Hooks on one transformer block until `undo` closes. grid: that of the block, in a pass."""
     attn = block.attn2
     seen: dict[str, Tensor] = {}
 
@@ -130,18 +139,19 @@ def _confine(
         seen["states"] = args[0]
 
     def blend(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-        states, result, rest = seen.pop("states"), torch.zeros_like(output), torch.ones_like(output[:1, :, :1])
-        for branch, (cells, share) in zip(branches, places[transformer], strict=True):
-            share = share.to(output)
-            result.index_add_(1, cells, share * _attend(attn, branch, states[:, cells]))
-            rest.index_add_(1, cells, -share[None])
-        return result + rest * output
+        states, (rest, places) = seen.pop("states"), grid()
+        check_cells(states, rest, branches)
+        result = rest.to(output) * output
+        for branch, (cells, share) in zip(branches, places, strict=True):
+            result.index_add_(1, cells, share.to(output) * _attend(attn, branch, states[:, cells]))
+        return result
 
     def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        changed = output.clone()
-        for branch, (cells, share) in zip(branches, places[transformer], strict=True):
+        states, (rest, places), changed = args[0], grid(), output.clone()
+        check_cells(states, rest, branches)
+        for branch, (cells, share) in zip(branches, places, strict=True):
             if lora := branch.layers.get(module):
-                changed.index_add_(1, cells, share.to(output) * delta(lora, args[0][:, cells]))
+                changed.index_add_(1, cells, share.to(output) * delta(lora, states[:, cells]))
         return changed
 
     undo.callback(attn.to_q.register_forward_pre_hook(remember).remove)
@@ -150,6 +160,19 @@ def _confine(
     for module in block.modules():
         if module not in across and any(module in branch.layers for branch in branches):
             undo.callback(module.register_forward_hook(add).remove)
+
+
+def check_cells(states: Tensor, rest: Tensor, branches: Sequence[Branch]) -> None:
+    """Raises MagiCaptureError unless states [B,n,C] are those of all cells, for the items that branches have texts of.
+
+    HyperTile cuts the grid into tiles, ToMe merges cells, packs for regional prompts repeat the items.
+    """
+    wanted, found = (len(branches[0].keys), len(rest)), tuple(states.shape[:2])
+    if found != wanted:
+        raise MagiCaptureError(
+            f"model: a patch on it makes attention work on {found[0]} x {found[1]} cells, not on the picture's "
+            f"{wanted[0]} x {wanted[1]}, so no region can be found there; take out HyperTile, ToMe or whichever it is"
+        )
 
 
 def _attend(attn: Any, branch: Branch, states: Tensor) -> Tensor:

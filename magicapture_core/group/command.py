@@ -23,6 +23,7 @@ GRID = 8  # pixels behind a cell of the latents
 def group(arguments: Namespace) -> Result:
     from ..images import save_image
     from .layout import preview
+    from .people import overlaps
     from .sampler import generate_group
 
     people, prompt = read_people(arguments), arguments.prompt or ""
@@ -46,6 +47,7 @@ def group(arguments: Namespace) -> Result:
         save_image(image, file, "generated")
     return {
         "people": [{"name": person.made.name, "text": person.text(prompt)} for person in people],
+        "overlaps": overlaps(people),
         "regions": str(regions),
         "images": [str(file) for file in files],
     }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from PIL import ImageDraw
@@ -77,21 +76,40 @@ def read_boxes(text: str) -> list[Box]:
 
 
 def around_faces(faces: Sequence[Face], picture: Size, size: Size) -> Tensor:
-    """One region for each face of a guide picture, head, shoulders and what is below, never beyond the middle between
-    it and its neighbours. picture: the guide's size, whose pixels the faces are in."""
+    """One region for each face of a guide picture, head, shoulders and what is below, from left to right. picture: the
+    guide's size, whose pixels the faces are in.
+
+    Two people are parted in the middle between their faces, those side by side by a line down, others by one across.
+    """
     if not faces:
         raise MagiCaptureError("guide: no face is found in it; take a picture that shows them, or another layout")
     height, width = picture
-    found = sorted(faces, key=lambda face: float(face.box[0] + face.box[2]))
-    middles = [float(face.box[0] + face.box[2]) / 2 for face in found]
-    bounds = [0.0, *((a + b) / 2 for a, b in pairwise(middles)), float(width)]
+    found = sorted(faces, key=lambda face: _middle(face)[0])
     places = []
-    for face, middle, (low, high) in zip(found, middles, pairwise(bounds), strict=True):
+    for face in found:
         left, top, right, bottom = face.box.tolist()
-        reach = BESIDE * (right - left)
-        above = max(top - ABOVE * (bottom - top), 0.0)
-        places.append((max(middle - reach, low) / width, above / height, min(middle + reach, high) / width, 1.0))
+        reach, above = BESIDE * (right - left), ABOVE * (bottom - top)
+        middle = _middle(face)
+        place = (max(middle[0] - reach, 0), max(top - above, 0), min(middle[0] + reach, width), float(height))
+        for other in found:
+            if other is not face:
+                place = _parted(place, middle, _middle(other))
+        places.append((place[0] / width, place[1] / height, place[2] / width, place[3] / height))
     return boxes(places, size)
+
+
+def _middle(face: Face) -> tuple[float, float]:
+    left, top, right, bottom = face.box.tolist()
+    return (left + right) / 2, (top + bottom) / 2
+
+
+def _parted(place: Box, own: tuple[float, float], other: tuple[float, float]) -> Box:
+    """A place without what lies beyond the middle to another's face, along the longer way of the two."""
+    left, top, right, bottom = place
+    across, down = (own[0] + other[0]) / 2, (own[1] + other[1]) / 2
+    if abs(other[0] - own[0]) >= abs(other[1] - own[1]):
+        return (left, top, min(right, across), bottom) if other[0] > own[0] else (max(left, across), top, right, bottom)
+    return (left, top, right, min(bottom, down)) if other[1] > own[1] else (left, max(top, down), right, bottom)
 
 
 def preview(masks: Sequence[Tensor], picture: Tensor | None = None) -> Tensor:

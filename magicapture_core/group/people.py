@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
+import torch
 from torch import Tensor
 
 from ..artifact import Artifact
@@ -67,6 +69,19 @@ def check_base(*prompts: str) -> None:
                 f"prompt, negative: {SLOT} names nobody there; write it in the prompt of the person who is meant"
             )
         fill_prompt(prompt, None)
+
+
+def overlaps(people: Sequence[Person]) -> list[str]:
+    """In words, which two share how much of the picture: there each is half there."""
+    shared = [
+        (one, other, float(torch.minimum(people[one].region, people[other].region).mean()))
+        for one, other in combinations(range(len(people)), 2)
+    ]
+    return [
+        f"person {one + 1} and person {other + 1} share {share:.1%} of the picture, where they mix"
+        for one, other, share in shared
+        if share >= 0.01
+    ]
 
 
 def check_people(people: Sequence[Person]) -> Sequence[Person]:

@@ -12,7 +12,7 @@ from .. import kohya
 from ..backbone import Backbone
 from ..sampler import PromptEmbeds, taught, walk
 from ..types import LoraLayer
-from .attention import Branch, acting
+from .attention import Branch, Regions, acting
 from .people import Person, check_base, check_people
 
 
@@ -46,13 +46,14 @@ def group_predictor(
         base = PromptEmbeds(backbone, vocabulary, [negative_prompt, prompt])
     texts = [_learned(backbone, person, negative_prompt, prompt) for person in check_people(people)]
     layers = [_layers(backbone, person) for person in people]
+    regions = Regions([person.region for person in people])
 
     def predict(_step: int, latents: Tensor, timestep: Tensor) -> Tensor:
         def rows(embeds: PromptEmbeds) -> Tensor:
             return embeds.at(int(timestep)).repeat_interleave(len(latents) // 2, 0)
 
-        branches = [_branch(person, rows(text), lora) for person, text, lora in zip(people, texts, layers, strict=True)]
-        with acting(unet, branches):
+        branches = [_branch(rows(text), lora) for text, lora in zip(texts, layers, strict=True)]
+        with acting(unet, regions, branches):
             return unet(latents, timestep, rows(base)).sample
 
     return predict
@@ -72,7 +73,7 @@ def _layers(backbone: Backbone, person: Person) -> dict[nn.Module, LoraLayer]:
     return {backbone.unet.get_submodule(path): lora.to(backbone.unet.device) for path, lora in found.items()}
 
 
-def _branch(person: Person, embeds: Tensor, layers: Mapping[nn.Module, LoraLayer]) -> Branch:
+def _branch(embeds: Tensor, layers: Mapping[nn.Module, LoraLayer]) -> Branch:
     """embeds: [B,T,C], or [B,2,T,C] for keys and values apart."""
     keys, values = embeds.unbind(1) if embeds.ndim == 4 else (embeds, embeds)
-    return Branch(mask=person.region, keys=keys, values=values, layers=layers)
+    return Branch(keys=keys, values=values, layers=layers)

@@ -8,8 +8,8 @@ import torch
 
 from magicapture_core import sampler
 from magicapture_core.backbone import tiny
-from magicapture_core.group.attention import Branch, acting, delta, shares
-from magicapture_core.group.people import Person
+from magicapture_core.group.attention import Branch, Regions, acting, delta, shares
+from magicapture_core.group.people import Person, overlaps
 from magicapture_core.group.sampler import generate_group
 from magicapture_core.sefi.identity import SefiIdentity
 from magicapture_core.types import LoraLayer, MagiCaptureError
@@ -88,8 +88,14 @@ def context(seed, length=7):
 IMAGES = torch.randn(2, 32, 5, 7, generator=torch.Generator().manual_seed(9))
 
 
-def branch(mask, text, layers=None):
-    return Branch(mask=mask, keys=text, values=text, layers=layers or {})
+def branch(text, layers=None):
+    return Branch(keys=text, values=text, layers=layers or {})
+
+
+def in_regions(block, *people):
+    """`acting` for pairs of a mask and a branch."""
+    masks, branches = zip(*people, strict=True)
+    return acting(block, Regions(masks), branches)
 
 
 def random_lora(layer, seed):
@@ -110,7 +116,7 @@ def left(columns):
 
 def test_outside_of_all_regions_there_is_the_text_alone_and_inside_the_person_alone(block):
     plain, theirs = block(IMAGES, context(0)), block(IMAGES, context(1, 11))
-    with acting(block, [branch(left(3), context(1, 11))]):
+    with in_regions(block, (left(3), branch(context(1, 11)))):
         mixed = block(IMAGES, context(0))
     assert torch.equal(mixed[..., 3:], plain[..., 3:])
     torch.testing.assert_close(mixed[..., :3], theirs[..., :3])
@@ -122,7 +128,7 @@ def test_a_persons_lora_is_that_of_the_whole_layer_inside_their_region(block):
     with torch.no_grad():
         for change, layer in zip(layers.values(), other.linears, strict=True):
             layer.weight += change.up @ change.down * (2.0 / 3)
-    with acting(block, [branch(left(4), context(1), layers)]):
+    with in_regions(block, (left(4), branch(context(1), layers))):
         mixed = block(IMAGES, context(0))
     torch.testing.assert_close(mixed[..., :4], other(IMAGES, context(1))[..., :4], atol=1e-4, rtol=1e-4)
     assert torch.equal(mixed[..., 4:], block(IMAGES, context(0))[..., 4:])
@@ -130,7 +136,7 @@ def test_a_persons_lora_is_that_of_the_whole_layer_inside_their_region(block):
 
 def test_what_changes_one_person_changes_nothing_in_the_region_of_another(block):
     def output(text):
-        with acting(block, [branch(left(3), context(1)), branch(1 - left(3), text)]):
+        with in_regions(block, (left(3), branch(context(1))), (1 - left(3), branch(text))):
             return block(IMAGES, context(0))
 
     one, other = output(context(2)), output(context(3))
@@ -139,10 +145,11 @@ def test_what_changes_one_person_changes_nothing_in_the_region_of_another(block)
 
 
 def test_where_regions_overlap_they_share_and_their_order_says_nothing(block):
-    people = [branch(left(5), context(1)), branch(left(7) - left(2), context(2)), branch(left(4), context(3))]
+    masks = [left(5), left(7) - left(2), left(4)]
+    people = [(mask, branch(context(seed))) for seed, mask in enumerate(masks, 1)]
     outputs = []
     for order in ((0, 1, 2), (2, 0, 1)):
-        with acting(block, [people[i] for i in order]):
+        with in_regions(block, *(people[i] for i in order)):
             outputs.append(block(IMAGES, context(0)))
     torch.testing.assert_close(*outputs)
     each = [block(IMAGES, context(i)) for i in (1, 2, 3)]
@@ -153,7 +160,7 @@ def test_where_regions_overlap_they_share_and_their_order_says_nothing(block):
 def test_the_grid_is_the_layers_own_and_a_cell_is_shared_by_area(block):
     mask = torch.zeros(1, 10, 14)
     mask[..., :5] = 1  # two and a half columns of seven
-    with acting(block, [branch(mask, context(1))]):
+    with in_regions(block, (mask, branch(context(1)))):
         mixed = block(IMAGES, context(0))
     plain, theirs = block(IMAGES, context(0)), block(IMAGES, context(1))
     torch.testing.assert_close(mixed[..., 2], (plain[..., 2] + theirs[..., 2]) / 2)
@@ -161,7 +168,7 @@ def test_the_grid_is_the_layers_own_and_a_cell_is_shared_by_area(block):
 
 
 def test_keys_and_values_may_see_texts_of_their_own(block):
-    with acting(block, [Branch(mask=left(7), keys=context(1), values=context(2), layers={})]):
+    with in_regions(block, (left(7), Branch(keys=context(1), values=context(2), layers={}))):
         mixed = block(IMAGES, context(0))
     attn = block.attn
     query, key, value = attn.to_q(IMAGES.flatten(2).mT), attn.to_k(context(1)), attn.to_v(context(2))
@@ -174,7 +181,7 @@ def test_a_lora_on_self_attention_acts_at_the_cells_of_its_region(block):
     layer: Any = block.get_submodule("transformer_blocks.0.attn1.to_v")
     change = random_lora(layer, 5)
     states = IMAGES.flatten(2).mT
-    with acting(block, [branch(left(3), context(1), {layer: change})]):
+    with in_regions(block, (left(3), branch(context(1), {layer: change}))):
         block(IMAGES, context(0))  # which tells the grid
         values = layer(states)
     expected = layer(states) + delta(change, states) * left(3).flatten()[:, None]
@@ -183,15 +190,42 @@ def test_a_lora_on_self_attention_acts_at_the_cells_of_its_region(block):
 
 def test_a_lora_that_no_region_can_confine_is_refused(block):
     outside = torch.nn.Linear(4, 4)
-    people = [branch(left(3), context(1), {outside: random_lora(outside, 0)})]
-    with pytest.raises(MagiCaptureError, match="no region can confine"), acting(block, people):
+    person = (left(3), branch(context(1), {outside: random_lora(outside, 0)}))
+    with pytest.raises(MagiCaptureError, match="no region can confine"), in_regions(block, person):
         pass
+
+
+@pytest.mark.parametrize("changed", [lambda states: states[:, ::2], lambda states: states.repeat(2, 1, 1)])
+def test_cells_that_a_patch_took_away_or_repeated_are_told(block, changed):
+    """What token merging and packs of regional prompts do before attention."""
+    layer: Any = block.get_submodule("transformer_blocks.0.attn1.to_v")
+    states = changed(IMAGES.flatten(2).mT)
+    with in_regions(block, (left(3), branch(context(1), {layer: random_lora(layer, 5)}))):
+        block(IMAGES, context(0))
+        with pytest.raises(MagiCaptureError, match="HyperTile, ToMe"):
+            layer(states)
+        with pytest.raises(MagiCaptureError, match="HyperTile, ToMe"):
+            block.attn(states, context(0).repeat(len(states) // 2, 1, 1))
+
+
+def test_every_grid_of_the_unet_is_found_once_and_shares_out_all_of_it():
+    """An SD1.5 of 512 and of 768x512 pixels: 64, 32, 16, 8 cells."""
+    regions = Regions([*halves((512, 768)), torch.rand(1, 512, 768)])
+    for height, width in ((64, 96), (32, 48), (16, 24), (8, 12), (13, 7)):
+        grid = regions.grid(height, width, torch.device("cpu"))
+        assert regions.grid(height, width, torch.device("cpu")) is grid
+        total = grid.rest[:, 0].clone()
+        for place in grid.places:
+            total.index_add_(0, place.cells, place.share[:, 0])
+        torch.testing.assert_close(total, torch.ones(height * width))
+        columns = grid.places[0].cells % width
+        assert int(columns.max()) == (width - 1) // 2  # the left half ends there, at a shared column where odd
 
 
 def test_the_model_is_its_own_again_even_after_an_error(block):
     layers = cross_layers(block, 20)
     before = block(IMAGES, context(0))
-    with pytest.raises(ZeroDivisionError), acting(block, [branch(left(3), context(1), layers)]):
+    with pytest.raises(ZeroDivisionError), in_regions(block, (left(3), branch(context(1), layers))):
         raise ZeroDivisionError
     assert torch.equal(block(IMAGES, context(0)), before)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in block.modules())
@@ -229,6 +263,12 @@ def test_a_step_is_one_pass_however_many_there_are(backbone, artifact, identity)
         assert len(calls) == 3
 
 
+def test_the_order_in_which_people_are_named_says_nothing(backbone, artifact, identity):
+    overlapping = (halves()[0], torch.ones(1, *SIZE))
+    people = [Person(made=made, mask=mask) for made, mask in zip((artifact, identity), overlapping, strict=True)]
+    torch.testing.assert_close(picture(backbone, people), picture(backbone, people[::-1]), atol=2e-4, rtol=0)
+
+
 def test_two_files_may_have_the_same_word(backbone, artifact):
     other = random_artifact(backbone, seed=8)
     one, two = (Person(made=made, mask=mask) for made, mask in zip((artifact, other), halves(), strict=True))
@@ -242,6 +282,15 @@ def test_the_backbone_is_as_it_was(backbone, artifact, identity):
     before = weights(*modules)
     picture(backbone, [Person(made=m, mask=mask) for m, mask in zip((artifact, identity), halves(), strict=True)])
     assert same(weights(*modules), before)
+
+
+def test_an_overlap_is_told(identity):
+    whole, right = torch.ones(1, *SIZE), halves()[1]
+    people = [Person(made=identity, mask=mask) for mask in (halves()[0], whole, right)]
+    assert overlaps(people) == [
+        "person 1 and person 2 share 50.0% of the picture, where they mix",
+        "person 2 and person 3 share 50.0% of the picture, where they mix",
+    ]
 
 
 def test_names_and_texts(artifact, identity):

@@ -46,6 +46,14 @@ def test_faces_get_head_and_shoulders_and_no_more_than_half_the_way_to_the_next(
     assert bounds(layout.around_faces(faces, (80, 120), (40, 60))[0]) == (5, 3, 32, 40)
 
 
+def test_faces_above_one_another_are_parted_by_a_line_across():
+    back = Face(box=torch.tensor((50.0, 10.0, 70.0, 30.0)))
+    front = Face(box=torch.tensor((52.0, 50.0, 72.0, 70.0)))
+    upper, lower = layout.around_faces([front, back], (80, 120), (80, 120))
+    assert bounds(upper) == (30, 0, 90, 40)
+    assert bounds(lower) == (32, 40, 92, 80)
+
+
 def test_the_preview_shows_each_region_in_a_colour_of_its_own_over_the_picture():
     masks, picture = layout.grid(1, 2, (64, 96)), torch.rand(3, 64, 96)
     shown = layout.preview([*masks], picture)

@@ -6,7 +6,7 @@ import torch
 from check_attention import UNetLog, encode, noise
 from check_identity import farthest, load_fp32, predictions
 from check_restore import part, refused
-from check_sampling import attached
+from check_sampling import HOW, SEED, attached, control_net, stock
 from crafted import random_artifact, random_identity
 
 BASE, NEGATIVE = "in front of a blue wall", "blurry"
@@ -25,12 +25,17 @@ def person(pack, made, mask, **changes):
 
 
 def grouped(pack, loaded, people):
+    """MODEL, positive and negative."""
     return part(pack, "nodes.grouping").apply_group(people, *loaded[:2], BASE, NEGATIVE)
 
 
-def sampled(loaded, model, start, clip=None, text=BASE):
-    pair = [encode(clip or loaded[1], words) for words in (text, NEGATIVE)]
-    return predictions(model, pair[0], TIMESTEPS, pair[1], 4.0, start)
+def plain(model, clip, text=BASE):
+    return model, encode(clip, text), encode(clip, NEGATIVE)
+
+
+def sampled(shot, start, cfg=4.0):
+    model, positive, negative = shot
+    return predictions(model, positive, TIMESTEPS, negative, cfg, start)
 
 
 def sigmas(loaded):
@@ -58,9 +63,9 @@ def check_a_lora_and_an_identity_equal_the_core(pack, checkpoint):
             scaled = (x / (sigma**2 + 1).sqrt()).repeat(2, 1, 1, 1)
             negative, positive = predict(0, scaled, torch.tensor(timestep)).chunk(2)
             found.append(x - sigma * (negative + 4 * (positive - negative)))
-    ours = sampled(loaded, grouped(pack, loaded, people), start)
+    ours = sampled(grouped(pack, loaded, people), start)
     assert farthest(ours, found, sigmas(loaded)) < 1e-3
-    assert farthest(ours, sampled(loaded, loaded[0], start), sigmas(loaded)) > 0.01
+    assert farthest(ours, sampled(plain(*loaded[:2]), start), sigmas(loaded)) > 0.01
 
 
 def check_one_person_everywhere_is_the_plain_chain(pack, checkpoint):
@@ -68,9 +73,9 @@ def check_one_person_everywhere_is_the_plain_chain(pack, checkpoint):
     start = noise()
     artifact = random_artifact(pack)
     alone = person(pack, artifact, torch.ones(1, 64, 64), prompt="a portrait of {person} " + "very " * 80)
-    ours = sampled(loaded, grouped(pack, loaded, [alone]), start)
+    ours = sampled(grouped(pack, loaded, [alone]), start)
     model, clip = attached(pack, loaded, artifact)[:2]
-    theirs = sampled(loaded, model, start, clip, alone.text(BASE))
+    theirs = sampled(plain(model, clip, alone.text(BASE)), start)
     assert farthest(ours, theirs, sigmas(loaded)) < 1e-3
 
 
@@ -83,12 +88,54 @@ def check_what_others_do_to_the_layers_goes_on_outside_of_the_regions(pack, load
     everybody = replace(nobody, strength=1.0)
     start = noise()
     patched = [replaced, *loaded[1:]]
-    assert all(
-        map(torch.equal, sampled(loaded, grouped(pack, patched, [nobody]), start), sampled(loaded, replaced, start))
-    )
-    ours = sampled(loaded, grouped(pack, patched, [everybody]), start)
-    without = sampled(loaded, grouped(pack, loaded, [everybody]), start)
+    untouched = sampled(plain(replaced, loaded[1]), start)
+    assert all(map(torch.equal, sampled(grouped(pack, patched, [nobody]), start), untouched))
+    ours = sampled(grouped(pack, patched, [everybody]), start)
+    without = sampled(grouped(pack, loaded, [everybody]), start)
     assert all(map(torch.equal, ours, without))
+
+
+def check_each_prompt_keeps_its_peoples_texts_wherever_it_is_asked_for(pack, loaded):
+    """Self-Attention Guidance asks for the negative prompt alone, guidance of 1 for the positive one; another's empty
+    prompt, as Perp-Neg has it, is what the regions show too."""
+    import comfy.samplers
+
+    model, positive, negative = grouped(pack, loaded, [person(pack, random_identity(pack), torch.ones(1, 64, 64))])
+    seen = []
+
+    def look(args):
+        def alone(prompt):
+            return comfy.samplers.calc_cond_batch(args["model"], [prompt], args["input"], args["sigma"], options)[0]
+
+        options = args["model_options"]
+        foreign = [{key: part for key, part in cond.items() if key != "magicapture_group"} for cond in args["uncond"]]
+        seen.append((args["cond_denoised"], alone(args["cond"])))
+        seen.append((args["uncond_denoised"], alone(args["uncond"])))
+        seen.append((args["uncond_denoised"], alone(foreign)))  # an identity has no part in the negative prompt
+        return args["denoised"]
+
+    watched = model.clone()
+    watched.set_model_sampler_post_cfg_function(look)
+    sampled((watched, positive, negative), noise())
+    assert len(seen) == 3 * len(TIMESTEPS)
+    assert not torch.allclose(seen[0][0], seen[1][0], atol=1e-3)
+    for together, alone in seen:
+        torch.testing.assert_close(alone, together, atol=2e-2, rtol=1e-2)  # a batch and a single pass round otherwise
+    first = sampled((model, positive, negative), noise(), cfg=1.0)
+    torch.testing.assert_close(first[0], seen[0][0], atol=2e-2, rtol=1e-2)
+
+
+def check_a_control_net_places_the_people(pack, loaded):
+    """On somebody without any strength it is that of the stock nodes."""
+    nodes = part(pack, "nodes.group")
+    group = nodes.GroupPerson.execute(torch.ones(1, 64, 64), "", 0.0, identity=random_identity(pack)).result[0]
+    control = {"control_net": control_net(loaded[0]), "control_image": torch.rand(1, 64, 64, 3)}
+    model, clip, vae = loaded
+    options = {"group": group, "prompt": BASE, "negative": "", "seed": SEED, "count": 1, "width": 64, "height": 64}
+    execute = nodes.GroupPortraitSampler.execute
+    latents = execute(model=model, clip=clip, vae=vae, **options, **HOW, **control, control_strength=2.0).result[1]
+    assert torch.equal(latents["samples"], stock(loaded[:2], BASE, (*control.values(), 2.0)))
+    assert not torch.equal(latents["samples"], stock(loaded[:2], BASE))
 
 
 def check_a_step_is_one_call_however_many_there_are(pack, loaded):
@@ -99,7 +146,7 @@ def check_a_step_is_one_call_however_many_there_are(pack, loaded):
         made = [random_artifact(pack, 1), random_identity(pack), random_artifact(pack, 2)]
         people = [person(pack, *pair) for pair in zip(made[:count], masks, strict=False)]
         with UNetLog(loaded[0]) as log:
-            sampled(loaded, grouped(pack, loaded, people), noise())
+            sampled(grouped(pack, loaded, people), noise())
         logs.append(log.kinds)
     assert logs[0] == logs[1] == logs[2]
 
@@ -133,13 +180,15 @@ def check_layers_that_the_model_lacks_act_as_with_stock_loaders(pack, loaded):
     assert more
     mask, start = torch.ones(1, 64, 64), noise()
     ours, theirs = (
-        sampled(loaded, grouped(pack, loaded, [person(pack, made, mask)]), start)
+        sampled(grouped(pack, loaded, [person(pack, made, mask)]), start)
         for made in (replace(artifact, lora={**artifact.lora, **more}), artifact)
     )
     assert all(map(torch.equal, ours, theirs))
 
 
 def check_what_cannot_be_is_told(pack, loaded):
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
     nodes = part(pack, "nodes.group")
     artifact, mask = random_artifact(pack), torch.ones(1, 64, 96)
     with refused("artifact, identity: neither is connected"):
@@ -154,6 +203,10 @@ def check_what_cannot_be_is_told(pack, loaded):
     ):
         with refused(f"{told} had the LoRA of random before"):
             grouped(pack, [model, clip, loaded[2]], [person(pack, artifact, mask)])
+    compiled = loaded[0].clone()
+    set_torch_compile_wrapper(model=compiled, backend="eager")
+    with refused("model: it is compiled"):
+        grouped(pack, [compiled, *loaded[1:]], [person(pack, artifact, mask)])
     wide = {key: torch.cat([value] * 2, 1) if "lora_down" in key else value for key, value in artifact.lora.items()}
     with refused("artifact: random is for another model"):
         grouped(pack, loaded, [person(pack, replace(artifact, lora=wide), mask)])
