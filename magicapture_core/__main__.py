@@ -15,6 +15,7 @@ from typing import get_args
 
 from . import commands, train_command
 from .diir import command as diir_command
+from .diir.control import STRENGTH as CONTROL_STRENGTH
 from .diir.restorer import GUIDANCE, NUM_STEPS, Mode
 from .face_outcomes import MAX_LIKENESS_LOSS
 from .group import command as group_command
@@ -127,18 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--inversion-steps", type=int, metavar="N", help="optimizer steps of phase 1")
     train.add_argument("--tuning-steps", type=int, metavar="N", help="optimizer steps of phase 2")
     train.add_argument("--clone-steps", type=int, metavar="N", help="optimizer steps of phase 3, none by default")
-    train.add_argument(
-        "--landmark-control",
-        type=Path,
-        metavar="FILE",
-        help="a face ControlNet as diffusers has it, diffusion_pytorch_model.safetensors: phase 3 takes turns with it",
-    )
-    train.add_argument(
-        "--landmark-style",
-        choices=train_command.LANDMARK_STYLES,
-        default="openpose",
-        help="how that one's faces are drawn (%(default)s)",
-    )
+    _add_landmark_control(train, "phase 3 takes turns with it")
     train.add_argument("--seed", type=int, metavar="N")
     train.add_argument(
         "--recogniser", type=Path, metavar="FILE", help="a face recognition network, such as w600k_r50.onnx"
@@ -273,6 +263,10 @@ def build_parser() -> argparse.ArgumentParser:
     diir.add_argument("--guidance", type=float, default=GUIDANCE, help="how closely to follow the prompt (%(default)s)")
     diir.add_argument("--prompt", help="with {person} where they are named; a photo of them by default")
     diir.add_argument("--negative-prompt", default="")
+    _add_landmark_control(diir, "acts on the way back")
+    diir.add_argument(
+        "--landmark-strength", type=float, default=CONTROL_STRENGTH, metavar="X", help="of that one (%(default)s)"
+    )
     diir.add_argument("--mask", type=Path, metavar="FILE", help="white where faces may change; everywhere by default")
     diir.add_argument(
         "--face-index",
@@ -365,6 +359,21 @@ def _add_comparison(parser: argparse.ArgumentParser) -> None:
         "--recogniser", type=Path, metavar="FILE", help="a face recognition network, such as w600k_r50.onnx"
     )
     parser.add_argument("--reference", type=Path, metavar="PHOTO_OR_DIR", help="photos of the person, to compare with")
+
+
+def _add_landmark_control(parser: argparse.ArgumentParser, use: str) -> None:
+    parser.add_argument(
+        "--landmark-control",
+        type=Path,
+        metavar="FILE",
+        help=f"a face ControlNet as diffusers has it, diffusion_pytorch_model.safetensors: {use}",
+    )
+    parser.add_argument(
+        "--landmark-style",
+        choices=train_command.LANDMARK_STYLES,
+        default="openpose",
+        help="how that one's faces are drawn (%(default)s)",
+    )
 
 
 def _add_prompt(parser: argparse.ArgumentParser) -> None:

@@ -283,7 +283,7 @@ def _guard(arguments: Namespace) -> Any:
 def read_likeness(arguments: Namespace) -> Callable[[Tensor, Face], float] | None:
     """Of faces to the photos, where a recogniser and photos are given. Raises MagiCaptureError for one of the two."""
     from .faces import load_face_detector
-    from .images import list_photos, load_photo
+    from .images import load_photo
     from .likeness import likeness_to
     from .recognisers import load_recogniser
 
@@ -293,9 +293,16 @@ def read_likeness(arguments: Namespace) -> Callable[[Tensor, Face], float] | Non
         raise MagiCaptureError("--reference: give --recogniser too, the network that compares the faces")
     if arguments.reference is None:
         raise MagiCaptureError("--recogniser: give --reference too, a photo or a folder of photos of the person")
-    recogniser, reference = load_recogniser(arguments.recogniser), arguments.reference
-    photos = [load_photo(path) for path in (list_photos(reference) if reference.is_dir() else [reference])]
+    recogniser = load_recogniser(arguments.recogniser)
+    photos = [load_photo(path) for path in reference_photos(arguments.reference)]
     return likeness_to(recogniser, load_face_detector(), photos)
+
+
+def reference_photos(reference: Path) -> Sequence[Path]:
+    """Of a photo itself, or of a folder all."""
+    from .images import list_photos
+
+    return list_photos(reference) if reference.is_dir() else [reference]
 
 
 def inspect(arguments: Namespace) -> Result:

@@ -223,7 +223,7 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """images [B,C,H,W] -> [B,C,*size], bilinear and without aliasing."""
+    """images [B,C,H,W] -> [B,C,*size], bilinear and without aliasing; as they are where that is their size."""
     if images.shape[2:] == size:
         return images
     return F.interpolate(images, size, mode="bilinear", antialias=True)

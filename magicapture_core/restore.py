@@ -195,13 +195,13 @@ def restore_and_upscale(
     height, width = image.shape[-2:]
     size = (max(round(height * factor), 1), max(round(width * factor), 1))
     larger = upscale(image[None], upscaler, device=device, on_tile=progress) if upscaler is not None else image[None]
-    larger = _fit(larger, size)[0]
+    larger = resize(larger, size)[0]
     if restorer is None:
         return larger, []
     stretch = torch.tensor([size[1] / width, size[0] / height])
     fates = choose(faces, region, face_index)
     grown = [_stretch(face, stretch) for face, fate in zip(faces, fates, strict=True) if fate == "restored"]
-    region = None if region is None else _fit(region[None], size)[0]
+    region = None if region is None else resize(region[None], size)[0]
     restored, outcomes = restore_faces(larger, grown, restorer, region, guard, progress)
     following = iter(outcomes)
     return restored, [next(following) if fate == "restored" else Outcome(fate=fate) for fate in fates]
@@ -355,8 +355,3 @@ def _stretch(face: Face, factors: Tensor) -> Face:
     """The face in a picture that has grown by factors [2], across and down."""
     landmarks = None if face.landmarks is None else face.landmarks * factors
     return dataclasses.replace(face, box=face.box * factors.repeat(2), landmarks=landmarks)
-
-
-def _fit(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resized, and every bit as it was when the size is right already."""
-    return images if images.shape[-2:] == size else resize(images, size).clamp(0, 1)

@@ -36,13 +36,19 @@ def control_sockets() -> list[Any]:
 
 def check_control(control_net: Any, image: Tensor | None, strength: float) -> tuple[Any, Tensor, float] | None:
     """None where nothing is connected. Raises MagiCaptureError for one socket without the other, and for SDXL's."""
-    from ..magicapture_core.ldm import PROMPT_DIM
-
     if control_net is None and image is None:
         return None
     if control_net is None or image is None:
         lacking = "control_net" if control_net is None else "control_image"
         raise MagiCaptureError(f"{lacking}: control_net and control_image go together; connect both, or neither")
+    check_width(control_net)
+    return control_net, image, strength
+
+
+def check_width(control_net: Any) -> None:
+    """Raises MagiCaptureError for a ControlNet whose prompts are not SD1.5's."""
+    from ..magicapture_core.ldm import PROMPT_DIM
+
     network = getattr(control_net, "control_model", None)
     weights = {} if network is None else network.state_dict()
     width = next((value.shape[1] for key, value in weights.items() if key.endswith("attn2.to_k.weight")), PROMPT_DIM)
@@ -50,7 +56,6 @@ def check_control(control_net: Any, image: Tensor | None, strength: float) -> tu
         raise MagiCaptureError(
             f"control_net: it is not for SD1.5 (its prompts are {width} wide, not {PROMPT_DIM}); take one for SD1.5"
         )
-    return control_net, image, strength
 
 
 def with_control(positive: Any, negative: Any, control_net: Any, image: Tensor, strength: float) -> tuple[Any, Any]:

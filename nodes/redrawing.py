@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..magicapture_core.types import MagiCaptureError
 from .controls import with_control
 from .patching import attach_new, check_sd1
 from .sampling import LATENT_FACTOR, encode
@@ -33,11 +34,13 @@ FRAME = 512  # pixels, what SD1.5 was trained at
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Drawing:
     """All that is needed to redraw a face: MODEL and a CONDITIONING without the person, both with them, and how far.
+    prompt: of `positive`, its words in place.
 
     control: what the ControlNet sees of a face [1,3,S,S], and with which strength; see `with_control`.
     """
 
     plain: tuple[Any, Any]
+    prompt: str
     model: Any
     positive: Any
     negative: Any
@@ -53,29 +56,26 @@ class Drawing:
 
         sigmas = self.sigmas()
 
-        def restored(faces: Tensor) -> Tensor:
+        def forth(latents: Tensor) -> Any:
+            model, conditioning = self.plain
+            return self.sampled(
+                model, conditioning, conditioning, 1.0, sigmas, lambda predict: invert(predict, latents, sigmas)
+            )
+
+        def back(path: list[Tensor], mask: Tensor, faces: Tensor) -> Any:
             positive, negative = self.positive, self.negative
             if self.control:
                 positive, negative = with_control(positive, negative, *self.control(faces))
-            model, conditioning = self.plain
-            return redraw(
-                to_latents=self.encoded,
-                to_images=self.decoded,
-                forth=lambda latents: self.sampled(
-                    model, conditioning, conditioning, 1.0, sigmas, lambda predict: invert(predict, latents, sigmas)
-                ),
-                back=lambda path, mask: self.sampled(
-                    self.model,
-                    positive,
-                    negative,
-                    self.walk.guidance,
-                    sigmas.flip(0),
-                    lambda predict: denoise(predict, path, sigmas, mask),
-                ),
-                size=self.size,
-            )(faces)
+            return self.sampled(
+                self.model,
+                positive,
+                negative,
+                self.walk.guidance,
+                sigmas.flip(0),
+                lambda predict: denoise(predict, path, sigmas, mask),
+            )
 
-        return restored
+        return redraw(self.encoded, self.decoded, forth, back, self.size)
 
     def sigmas(self) -> Tensor:
         """[K+1], rising from 0."""
@@ -137,11 +137,18 @@ def open_drawing(
     negative: str,
     **more: Any,
 ) -> Drawing:
-    """The person on MODEL and CLIP, the prompts encoded with them. Raises as `attach_new` and `apply_identity`."""
+    """The person on MODEL and CLIP, the prompts encoded with them. Raises as `attach_new` and `apply_identity`, and
+    MagiCaptureError where nothing says who the person is."""
     from ..magicapture_core.diir.pictures import fill_personal
     from ..magicapture_core.diir.restorer import PLAIN_PROMPT
+    from ..magicapture_core.sefi.config import SLOT
 
     check_sd1(model, clip)
+    if artifact is None and identity is None and SLOT in prompt and is_bare(model):
+        raise MagiCaptureError(
+            f"artifact, identity: nobody says who {SLOT} is; connect one of them, or a MODEL into which IP-Adapter "
+            "FaceID or a LoRA has put the person, or describe them in the prompt"
+        )
     plain = without_person(model), encode(clip, PLAIN_PROMPT)
     if artifact is not None:
         model, clip = attach_new(artifact, model, clip)
@@ -149,7 +156,13 @@ def open_drawing(
         model, clip = apply_identity(identity, model, clip)
     text = fill_personal(prompt, artifact, identity)
     positive, negative = encode(clip, text), encode(clip, negative)
-    return Drawing(plain=plain, model=model, positive=positive, negative=negative, **more)
+    return Drawing(plain=plain, prompt=text, model=model, positive=positive, negative=negative, **more)
+
+
+def is_bare(model: Any) -> bool:
+    """Whether MODEL is as its loader made it."""
+    options = {name: value for name, value in model.model_options.items() if value}
+    return not (options or model.patches or model.object_patches)
 
 
 def without_person(model: Any) -> Any:

@@ -249,7 +249,7 @@ def fit_region(region: Tensor, picture: Tensor) -> Tensor | None:
     from ..magicapture_core.images import resize
 
     height, width = picture.shape[-2:]
-    return resize(region[None], (height, width))[0].clamp(0, 1) if region.any() else None
+    return resize(region[None], (height, width))[0] if region.any() else None
 
 
 def in_batches(pictures: Iterable[Tensor], batches: Sequence[Tensor]) -> list[Tensor]:

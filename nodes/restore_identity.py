@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, get_args
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..magicapture_core.diir.control import STRENGTH as CONTROL_STRENGTH
 from ..magicapture_core.diir.pictures import PERSONAL_PROMPT
 from ..magicapture_core.diir.restorer import GUIDANCE, NUM_STEPS, STRENGTHS, Mode, Walk
-from ..magicapture_core.landmark_maps import Style, landmark_map
-from ..magicapture_core.restore import FFHQ_BOX, FFHQ_POINTS
-from ..magicapture_core.types import Face, MagiCaptureError
-from .controls import check_control
+from ..magicapture_core.landmark_maps import Style
+from .controls import check_width
 from .masks import split
 from .portraits import face_detector
 from .restore import in_batches, make_guard, match_regions
@@ -24,6 +23,7 @@ from .sockets import (
     checkpoint_inputs,
     schema,
     show,
+    single,
     text_input,
     to_comfy,
     to_core,
@@ -31,8 +31,6 @@ from .sockets import (
 
 if TYPE_CHECKING:
     from ..magicapture_core.restore import Guard
-
-FRAMED = Face(box=FFHQ_BOX, landmarks=FFHQ_POINTS)  # where the face lies in the frame of restorers
 
 
 class RestoreIdentity(io.ComfyNode):
@@ -128,7 +126,7 @@ class RestoreIdentity(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "control_strength",
-                    default=0.7,
+                    default=CONTROL_STRENGTH,
                     min=0.0,
                     max=10.0,
                     step=0.01,
@@ -167,48 +165,64 @@ class RestoreIdentity(io.ComfyNode):
     def execute(
         cls,
         images: list[Tensor],
-        reference: list[Tensor] | None = None,
         mask: list[Tensor] | None = None,
         **lists: list[Any],
     ) -> io.NodeOutput:
         """Lists, as ComfyUI hands them over: one person for all pictures."""
+        return cls.redraw(images, mask, **single(lists))
+
+    @classmethod
+    def redraw(
+        cls,
+        images: list[Tensor],
+        mask: list[Tensor] | None,
+        *,
+        mode: Mode,
+        strength: float,
+        steps: int,
+        cfg: float,
+        face_recognition: Any = None,
+        reference: Sequence[Tensor] | None = None,
+        control_net: Any = None,
+        control_style: Style = "openpose",
+        control_strength: float = CONTROL_STRENGTH,
+        face_index: int = -1,
+        **person: Any,
+    ) -> io.NodeOutput:
         from ..magicapture_core.diir.pictures import redraw_faces, report
+        from ..magicapture_core.face_outcomes import choose
         from .redrawing import open_drawing
 
-        given = {name: values[0] for name, values in lists.items()}
-        mode, strength = given.pop("mode"), given.pop("strength")
-        face_index = given.pop("face_index", -1)
-        walk = Walk(strength=strength or STRENGTHS[mode], num_steps=given.pop("steps"), guidance=given.pop("cfg"))
         batches = [to_core(batch) for batch in images]
         pictures = [picture for batch in batches for picture in batch]
         regions = match_regions(mask, pictures)
         detector = face_detector()
-        guard = make_rise(detector, given.pop("face_recognition", None), reference, mode)
-        control = make_control(
-            detector,
-            given.pop("control_net", None),
-            given.pop("control_style", "openpose"),
-            given.pop("control_strength", 0.7),
-            reference if mode == "swap" else None,
-        )
+        is_shown = mode == "swap" and control_net is not None  # the reference, to the ControlNet
+        guard = make_rise(detector, face_recognition, reference, is_shown)
+        another = reference if is_shown else None
         bar = Bar()
-        defaults = {"artifact": None, "identity": None}
-        drawing = open_drawing(**{**defaults, **given}, walk=walk, control=control, on_step=bar.step)
+        drawing = open_drawing(
+            **{"artifact": None, "identity": None, **person},
+            walk=Walk(strength=strength or STRENGTHS[mode], num_steps=steps, guidance=cfg),
+            control=make_control(detector, control_net, control_style, control_strength, another),
+            on_step=bar.step,
+        )
         found = [detector.detect(picture) for picture in pictures]
-        bar.total = 2 * (len(drawing.sigmas()) - 1) * sum(map(len, found))
+        fates = [choose(faces, region, face_index) for faces, region in zip(found, regions, strict=True)]
+        bar.total = 2 * (len(drawing.sigmas()) - 1) * sum(fate.count("restored") for fate in fates)
         finished = [
             redraw_faces(picture, faces, drawing.restorer(), region=region, face_index=face_index, guard=guard)
             for picture, faces, region in zip(pictures, found, regions, strict=True)
         ]
-        text = "\n".join(report(guard, finished))
+        text = "\n".join([f"prompt: {drawing.prompt}", *report(guard, finished)])
         return io.NodeOutput(in_batches([one.image for one in finished], batches), text, ui=show(text))
 
 
-def make_rise(detector: Any, face_recognition: Any, reference: Sequence[Tensor] | None, mode: Mode) -> Guard | None:
-    """What lets a face stay only where its likeness rose. In mode swap a reference may be there for its landmarks."""
+def make_rise(detector: Any, face_recognition: Any, reference: Sequence[Tensor] | None, is_shown: bool) -> Guard | None:
+    """What lets a face stay only where its likeness rose. is_shown: the reference is there for its landmarks too."""
     from ..magicapture_core.restore import Rise
 
-    if face_recognition is None and mode == "swap":
+    if face_recognition is None and is_shown:
         return None
     guard = make_guard(detector, face_recognition, reference, 0.0)
     return Rise(likeness=guard.likeness) if guard else None
@@ -219,29 +233,14 @@ def make_control(
 ) -> Callable[[Tensor], tuple[Any, Tensor, float]] | None:
     """A face [1,3,S,S], framed -> the ControlNet with a picture of landmarks: its own, or those of the reference's
     first photo in the same frame."""
+    from ..magicapture_core.diir.landmarks import Landmarks, framed
+
     if control_net is None:
         return None
-    shown = None if reference is None else framed(detector, split(reference)[0])
-
-    def control(faces: Tensor) -> tuple[Any, Tensor, float]:
-        face = faces[0] if shown is None else shown
-        picture = landmark_map(detector.mesh(face, FRAMED), face.shape[-1], style)
-        found = check_control(control_net, to_comfy(picture[None]), strength)
-        assert found is not None
-        return found
-
-    return control
-
-
-def framed(detector: Any, photo: Tensor) -> Tensor:
-    """photo [3,H,W] -> its face as `align_face` frames it. Raises MagiCaptureError where it shows none."""
-    from ..magicapture_core.likeness import find_face
-    from ..magicapture_core.restore import align_face
-
-    face = find_face(detector, photo)
-    if face is None:
-        raise MagiCaptureError("reference: no face is found in it; take a picture that shows the face from the front")
-    return align_face(photo, face)[0][0]
+    check_width(control_net)
+    another = None if reference is None else framed(detector, split(reference)[0])
+    landmarks = Landmarks(detector=detector, style=style, another=another)
+    return lambda faces: (control_net, to_comfy(landmarks(faces)), strength)
 
 
 class Bar:

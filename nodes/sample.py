@@ -10,8 +10,8 @@ from torch import Tensor
 
 from . import patching
 from .sampling import sample
-from .scene import in_words, open_scene, optional_sockets, required_sockets, single
-from .sockets import schema, show, to_comfy, to_core
+from .scene import in_words, open_scene, optional_sockets, required_sockets
+from .sockets import schema, show, single, to_comfy, to_core
 
 
 class ComposedPromptSampler(io.ComfyNode):

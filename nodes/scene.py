@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..magicapture_core.kohya import TEXT_ENCODER, UNET
 from ..magicapture_core.prompts import COMPOSED_PROMPT, fill_prompt
-from ..magicapture_core.types import MagiCaptureError, Side, side_of
+from ..magicapture_core.types import Side, side_of
 from . import patching
 from .controls import check_control, control_sockets, with_control
 from .portraits import likeness_judge
@@ -92,20 +92,6 @@ def optional_sockets() -> list[Any]:
             "face_recognition.",
         ),
     ]
-
-
-def single(lists: Mapping[str, list[Any]]) -> dict[str, Any]:
-    """The node's inputs as ComfyUI hands lists over -> one value each, and all batches of `reference`.
-
-    For Load Photos gives photos one by one: as plain inputs they would be so many samplings. Raises MagiCaptureError
-    where anything else comes as a list.
-    """
-    values = dict(lists)
-    reference = values.pop("reference", None)
-    for name, found in values.items():
-        if len(found) > 1 and name != "control_image":
-            raise MagiCaptureError(f"{name}: it is a list of {len(found)}; connect a single one")
-    return {name: found[0] for name, found in values.items()} | {"reference": reference}
 
 
 # -- from sockets to shots ---------------------------------------------------------------------------------------------

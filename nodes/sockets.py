@@ -19,6 +19,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from torch import Tensor
 
+from ..magicapture_core.types import MagiCaptureError
+
 CATEGORY = "MagiCapture"
 MAX_INT = 2**53 - 1  # the page's numbers are doubles
 MAX_STRENGTH = 10.0  # of a LoRA, either way
@@ -76,6 +78,20 @@ def show(report: str, images: Tensor | None = None, cls: Any = None) -> dict[str
     if images is not None and len(images):
         shown["images"] = ui.PreviewImage(to_comfy(images), cls=cls).as_dict()["images"]
     return shown
+
+
+def single(lists: Mapping[str, list[Any]]) -> dict[str, Any]:
+    """The node's inputs as ComfyUI hands lists over -> one value each, and all batches of `reference`.
+
+    For Load Photos gives photos one by one: as plain inputs they would be so many samplings. Raises MagiCaptureError
+    where anything else comes as a list.
+    """
+    values = dict(lists)
+    reference = values.pop("reference", None)
+    for name, found in values.items():
+        if len(found) > 1 and name != "control_image":
+            raise MagiCaptureError(f"{name}: it is a list of {len(found)}; connect a single one")
+    return {name: found[0] for name, found in values.items()} | {"reference": reference}
 
 
 def to_core(images: Tensor) -> Tensor:

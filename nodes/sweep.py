@@ -13,8 +13,8 @@ from torch import Tensor
 from ..magicapture_core.types import MagiCaptureError
 from . import patching
 from .sampling import sample
-from .scene import STRENGTHS, in_words, open_scene, optional_sockets, required_sockets, single
-from .sockets import MAX_STRENGTH, schema, show, to_comfy, to_core
+from .scene import STRENGTHS, in_words, open_scene, optional_sockets, required_sockets
+from .sockets import MAX_STRENGTH, schema, show, single, to_comfy, to_core
 
 NOTHING = "nothing"
 MAX_CELLS = 64

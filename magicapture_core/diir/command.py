@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentTypeError, Namespace
 from typing import Any
 
-from ..commands import Result, progress, read_likeness, read_model
+from ..commands import Result, progress, read_likeness, read_model, reference_photos
 from ..types import MagiCaptureError
 
 
@@ -13,14 +13,16 @@ def restore_identity(arguments: Namespace) -> Result:
     from dataclasses import asdict
 
     from ..artifact import load as load_artifact
-    from ..face_outcomes import mean_likeness
+    from ..face_outcomes import choose, mean_likeness
     from ..faces import load_face_detector
-    from ..images import load_mask, load_photo, save_image
+    from ..images import load_mask, load_photo, resize, save_image
     from ..marks import check_suffix, read_mark
     from ..restore import Rise
     from ..sefi.identity import load as load_identity
     from .pictures import PERSONAL_PROMPT, fill_personal, redraw_faces, report
     from .restorer import redrawing
+
+    is_shown = arguments.mode == "swap" and arguments.landmark_control is not None  # the reference, to the ControlNet
 
     if arguments.lora is None and arguments.identity is None:
         raise MagiCaptureError("--lora, --identity: give one of them, or both; they say whose the faces are")
@@ -28,25 +30,25 @@ def restore_identity(arguments: Namespace) -> Result:
     image = load_photo(arguments.input)
     artifact = load_artifact(arguments.lora) if arguments.lora else None
     identity = load_identity(arguments.identity) if arguments.identity else None
-    likeness = read_likeness(arguments)
+    likeness = None if is_shown and arguments.recogniser is None else read_likeness(arguments)
     guard = Rise(likeness=likeness) if likeness else None
     walk = read_walk(arguments)
-    faces = load_face_detector().detect(image)
-    options = {
-        "region": _region(load_mask(arguments.mask), image) if arguments.mask else None,
-        "face_index": arguments.face_index,
-        "guard": guard,
-    }
+    detector = load_face_detector()
+    faces = detector.detect(image)
+    size = (image.shape[1], image.shape[2])
+    region = resize(load_mask(arguments.mask)[None], size)[0] if arguments.mask else None
     prompt = fill_personal(arguments.prompt or PERSONAL_PROMPT, artifact, identity)
     backbone = read_model(arguments)
     total = 2 * (len(walk.sigmas(backbone.noise_scheduler.alphas_cumprod)) - 1)
-    with progress(total * len(faces), "there and back") as bar:
+    control = read_control(arguments, backbone, detector, is_shown)
+    fates = choose(faces, region, arguments.face_index)
+    with progress(total * fates.count("restored"), "there and back") as bar:
         identities = [identity] if identity else []
         person = redrawing(
-            backbone, artifact, prompt, identities, arguments.negative_prompt, walk, on_step=lambda: bar.update()
+            backbone, artifact, prompt, identities, arguments.negative_prompt, walk, control, lambda: bar.update()
         )
         with person as restorer:
-            redrawn = redraw_faces(image, faces, restorer, **options)
+            redrawn = redraw_faces(image, faces, restorer, region=region, face_index=arguments.face_index, guard=guard)
     is_changed = any(outcome.fate == "restored" for outcome in redrawn.outcomes)
     save_image(redrawn.image, arguments.output, "generated" if is_changed else read_mark(arguments.input))
     before, after = mean_likeness(redrawn.outcomes) or (None, None)
@@ -67,16 +69,27 @@ def read_walk(arguments: Namespace) -> Any:
     return Walk(strength=strength, num_steps=arguments.num_steps, guidance=arguments.guidance)
 
 
+def read_control(arguments: Namespace, backbone: Any, detector: Any, is_shown: bool) -> Any:
+    """The ControlNet, and what it is shown of a face; None without one. is_shown: the reference's first photo is."""
+    from ..collage_controls import load_controlnet
+    from ..images import load_photo
+    from .control import Control
+    from .landmarks import Landmarks, framed
+
+    if arguments.landmark_control is None:
+        return None
+    net = load_controlnet(arguments.landmark_control, backbone.unet)
+    another = None
+    if is_shown and arguments.reference:
+        another = framed(detector, load_photo(reference_photos(arguments.reference)[0]))
+    landmarks = Landmarks(detector=detector, style=arguments.landmark_style, another=another)
+    net.to(backbone.unet.device, backbone.unet.dtype).eval()
+    return Control(net=net, landmarks=landmarks, strength=arguments.landmark_strength)
+
+
 def share(text: str) -> float:
     """A number above 0, at most 1."""
     number = float(text)
     if not 0 < number <= 1:
         raise ArgumentTypeError(f"{text} is not above 0 and at most 1")
     return number
-
-
-def _region(mask: Any, image: Any) -> Any:
-    """The mask [1,H,W] at the size of its picture."""
-    from ..images import resize
-
-    return resize(mask[None], tuple(image.shape[-2:]))[0].clamp(0, 1)

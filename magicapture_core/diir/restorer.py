@@ -19,6 +19,7 @@ from ..attention import split_contexts
 from ..images import resize
 from ..restore import FACE_SIZE, Restorer, face_mask
 from ..sampler import PromptEmbeds, decode, taught
+from .control import Control, Residuals, nothing, plain_embeds
 from .inversion import Predict, ddim_sigmas, denoise, invert
 
 if TYPE_CHECKING:
@@ -48,11 +49,12 @@ def redraw(
     to_latents: Callable[[Tensor], Tensor],
     to_images: Callable[[Tensor], Tensor],
     forth: Callable[[Tensor], list[Tensor]],
-    back: Callable[[list[Tensor], Tensor], Tensor],
+    back: Callable[[list[Tensor], Tensor, Tensor], Tensor],
     size: int = FACE_SIZE,
 ) -> Restorer:
     """to_latents: images [1,3,size,size] 0..1 -> latents; to_images: the inverse. forth: latents -> their path to
-    noise, without the person. back: that path and the mask [1,1,h,w] -> latents with the person.
+    noise, without the person. back: that path, the mask [1,1,h,w] and the faces [1,3,512,512] -> latents with the
+    person.
 
     What is added to the face is the difference between the two pictures that latents make, with the person and without:
     what the VAE or a smaller frame cannot keep of the face is in both and cancels.
@@ -60,18 +62,13 @@ def redraw(
     oval = face_mask(torch.eye(2, 3), (FACE_SIZE, FACE_SIZE))[None]
 
     def restored(faces: Tensor) -> Tensor:
-        latents = to_latents(fitted(faces, size))
-        mask = fitted(oval, latents.shape[-1]).to(latents)
-        changed = back(forth(latents), mask)
+        latents = to_latents(resize(faces, (size, size)))
+        mask = resize(oval, (latents.shape[-2], latents.shape[-1])).to(latents)
+        changed = back(forth(latents), mask, faces)
         difference = to_images(changed) - to_images(latents)
-        return (faces + fitted(difference.to(faces), FACE_SIZE)).clamp(0, 1)
+        return (faces + resize(difference.to(faces), (FACE_SIZE, FACE_SIZE))).clamp(0, 1)
 
     return restored
-
-
-def fitted(images: Tensor, size: int) -> Tensor:
-    """[...,S,S] -> [...,size,size], and every bit as it was when the size is right already."""
-    return images if images.shape[-1] == size else resize(images, (size, size))
 
 
 @contextmanager
@@ -82,6 +79,7 @@ def redrawing(
     identities: Sequence[SefiIdentity] = (),
     negative_prompt: str = "",
     walk: Walk | None = None,
+    control: Control | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> Iterator[Restorer]:
     """Inside the block, the restorer of who the artifact and the identities make of the prompt.
@@ -90,19 +88,21 @@ def redrawing(
     MagiCaptureError as `sampler.taught`.
     """
     walk, unet = walk or Walk(), backbone.unet
+    size = unet.config.sample_size * backbone.vae_factor
+    prompts = [negative_prompt, prompt]
     with taught(backbone, None) as vocabulary:
         plain = PromptEmbeds(backbone, vocabulary, [PLAIN_PROMPT]).everywhere()
     with taught(backbone, artifact, identities=identities) as vocabulary:
-        personal = PromptEmbeds(backbone, vocabulary, [negative_prompt, prompt]).everywhere()
+        personal = PromptEmbeds(backbone, vocabulary, prompts).everywhere()
     alphas_cumprod = backbone.noise_scheduler.alphas_cumprod
     sigmas = walk.sigmas(alphas_cumprod)
     levels = ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
 
-    def noise(x: Tensor, sigma: Tensor, embeds: PromptEmbeds) -> Tensor:
-        timestep = int((levels - sigma).abs().argmin())
-        rows = embeds.at(timestep)
-        scaled = (x / (sigma**2 + 1).sqrt()).expand(len(rows), -1, -1, -1)
-        predicted = unet(scaled.to(unet.dtype), torch.tensor(timestep, device=unet.device), rows).sample.float()
+    def noise(x: Tensor, sigma: Tensor, embeds: PromptEmbeds, residuals: Residuals = nothing) -> Tensor:
+        timestep = (levels - sigma).abs().argmin()
+        rows = embeds.at(int(timestep))
+        latents = (x / (sigma**2 + 1).sqrt()).expand(len(rows), -1, -1, -1).to(unet.dtype)
+        predicted = unet(latents, timestep.to(unet.device), rows, **residuals(latents, timestep)).sample.float()
         on_step()
         return predicted
 
@@ -110,9 +110,15 @@ def redrawing(
         with lora.switched_off(unet):
             return noise(x, sigma, plain)
 
-    def with_person(x: Tensor, sigma: Tensor) -> Tensor:
-        negative, positive = noise(x, sigma, personal).chunk(2)
-        return negative + walk.guidance * (positive - negative)
+    def with_person(faces: Tensor) -> Predict:
+        shown = plain_embeds(backbone, artifact, identities, prompts)
+        residuals = control.residuals(faces, size, shown) if control else nothing
+
+        def predict(x: Tensor, sigma: Tensor) -> Tensor:
+            negative, positive = noise(x, sigma, personal, residuals).chunk(2)
+            return negative + walk.guidance * (positive - negative)
+
+        return predict
 
     def walked(predict: Predict, way: Callable[..., Any], *given: Any) -> Any:
         with torch.no_grad(), split_contexts(unet):
@@ -124,8 +130,8 @@ def redrawing(
             to_latents=lambda images: encoded(backbone, images),
             to_images=lambda latents: decode(backbone, latents),
             forth=lambda latents: walked(without, invert, latents, sigmas),
-            back=lambda path, mask: walked(with_person, denoise, path, sigmas, mask),
-            size=unet.config.sample_size * backbone.vae_factor,
+            back=lambda path, mask, faces: walked(with_person(faces), denoise, path, sigmas, mask),
+            size=size,
         )
 
 

@@ -4,13 +4,19 @@ import pytest
 import torch
 
 from magicapture_core.backbone import TINY_FOLDER, tiny
+from magicapture_core.diir.control import Control, plain_embeds
 from magicapture_core.diir.inversion import ddim_sigmas, denoise, invert
-from magicapture_core.diir.restorer import Walk, redrawing
+from magicapture_core.diir.landmarks import Landmarks
+from magicapture_core.diir.landmarks import framed as framed_face
+from magicapture_core.diir.restorer import Walk, encoded, redrawing
 from magicapture_core.faces import similarity_transform
 from magicapture_core.images import load_photo, resize
 from magicapture_core.restore import FFHQ_POINTS, Guard, Rise, face_mask, restore_faces
-from magicapture_core.sampler import PromptEmbeds, decode, taught
-from magicapture_core.types import Face
+from magicapture_core.sampler import PromptEmbeds, decode, encode_prompt, taught
+from magicapture_core.tokens import Vocabulary, injected
+from magicapture_core.types import Face, Token
+from tests.core.test_collages import controls_of
+from tests.core.test_sefi_command import identity
 from tests.small import random_artifact, same, weights
 
 SHORT = Walk(num_steps=10)
@@ -33,6 +39,20 @@ def noise_of(x, sigma):
 
 def psnr(left, right):
     return float(-10 * (left - right).square().mean().log10())
+
+
+def there_and_back(backbone, latents, walk):
+    """Without anybody, at guidance 1: latents [B,C,h,w] -> the end of the way there, and what the way back makes."""
+    sigmas = walk.sigmas(backbone.noise_scheduler.alphas_cumprod)
+    levels = ((1 - backbone.noise_scheduler.alphas_cumprod) / backbone.noise_scheduler.alphas_cumprod).sqrt()
+    with torch.no_grad(), taught(backbone, None) as vocabulary:
+        embeds = PromptEmbeds(backbone, vocabulary, ["a photo of a person"]).at(0).expand(len(latents), -1, -1)
+
+        def predict(x, sigma):
+            return backbone.unet(x / (sigma**2 + 1).sqrt(), (levels - sigma).abs().argmin(), embeds).sample
+
+        path = invert(predict, latents, sigmas)
+        return path[-1], denoise(predict, path, sigmas, torch.ones(1))
 
 
 # -- the walk ----------------------------------------------------------------------------------------------------------
@@ -97,18 +117,8 @@ def test_there_and_back_without_anybody_is_the_face_that_was(backbone):
     """At guidance 1, through the tiny UNet and the tiny VAE, on drawn portraits."""
     photos = [load_photo(TINY_FOLDER / "samples" / f"person_{number}.jpg") for number in (1, 2, 3)]
     images = torch.stack([resize(photo[None], (64, 64))[0].clamp(0, 1) for photo in photos])
-    abar = backbone.noise_scheduler.alphas_cumprod
-    levels = ((1 - abar) / abar).sqrt()
-    with torch.no_grad(), taught(backbone, None) as vocabulary:
-        posterior = backbone.vae.encode(images * 2 - 1).latent_dist.mean * backbone.vae.config.scaling_factor
-        embeds = PromptEmbeds(backbone, vocabulary, ["a photo of a person"]).at(0).expand(3, -1, -1)
-
-        def predict(x, sigma):
-            timestep = (levels - sigma).abs().argmin()
-            return backbone.unet(x / (sigma**2 + 1).sqrt(), timestep, embeds).sample
-
-        sigmas = ddim_sigmas(abar, 50, 0.5)
-        back = denoise(predict, invert(predict, posterior, sigmas), sigmas, torch.ones(1))
+    posterior = encoded(backbone, images)
+    _, back = there_and_back(backbone, posterior, Walk())
     assert psnr(back, posterior) > 25
     assert psnr(decode(backbone, back), decode(backbone, posterior)) > 35
 
@@ -137,6 +147,41 @@ def test_the_ground_around_the_face_holds_without_any_paste_and_the_face_gets_th
     middle = (..., slice(200, 350), slice(200, 312))
     assert psnr(restored[middle], face[middle]) < 25
     assert psnr(unchanged[middle], face[middle]) > psnr(restored[middle], face[middle]) + 5
+
+
+def test_a_controlnet_sees_the_landmarks_and_acts_on_the_way_back(backbone, artifact, astronaut, detector):
+    """At strength 0 it is not there; in a swap it sees another's landmarks, here the mirrored face's."""
+    net = controls_of(backbone)["landmark"].net
+    face = framed_face(detector, astronaut)
+    own = Landmarks(detector=detector, style="openpose")
+    mirrored = Landmarks(detector=detector, style="openpose", another=face.flip(-1))
+    assert own(face).shape == (1, 3, 512, 512)
+    assert torch.equal(own(face.flip(-1)), mirrored(face))
+    made = []
+    for control in (
+        None,
+        Control(net=net, landmarks=own, strength=0.0),
+        Control(net=net, landmarks=own),
+        Control(net=net, landmarks=mirrored),
+    ):
+        with redrawing(backbone, artifact, "a photo of a <subject> person", walk=SHORT, control=control) as restorer:
+            made.append(restorer(face))
+    plain, idle, shown, swapped = made
+    assert torch.equal(idle, plain)
+    assert not torch.allclose(shown, plain, atol=1e-2)
+    assert not torch.equal(swapped, shown)
+
+
+def test_a_controlnet_sees_the_plain_word_of_an_identity(backbone):
+    someone, prompts = identity(), ["", "a photo of <person>"]
+    with taught(backbone, None, identities=[someone]) as vocabulary, torch.no_grad():
+        staged = PromptEmbeds(backbone, vocabulary, prompts).at(0)
+    embeds = plain_embeds(backbone, None, [someone], prompts)
+    assert embeds.shape == (*staged[:, 0].shape,)
+    word = Token(name="subject", placeholder="<person>", initializer="", vectors=someone.plain)
+    with injected(backbone.text_encoder, [word]), torch.no_grad():
+        ids = Vocabulary.of(backbone.tokenizer, [word]).encode(prompts)
+        torch.testing.assert_close(embeds, encode_prompt(backbone, ids))
 
 
 def test_it_restores_faces_of_a_picture_and_touches_nothing_else(backbone, artifact):

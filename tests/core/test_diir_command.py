@@ -15,6 +15,7 @@ from magicapture_core.iresnet import BLOCKS, IResNet
 from magicapture_core.marks import read_mark
 from magicapture_core.sefi import identity as identities
 from tests.core.test_artifact import make_artifact
+from tests.core.test_collages import controls_of
 from tests.core.test_sefi_command import identity
 from tests.small import random_artifact
 
@@ -24,6 +25,7 @@ def given(tmp_path_factory, astronaut, detector):
     """A photo, one without a face, a mask of its left half, a person's files, and a recogniser, small and random."""
     folder = tmp_path_factory.mktemp("diir")
     save_image(astronaut, folder / "in.png")
+    save_image(astronaut.flip(-1), folder / "mirror.png")
     save_image(torch.full((3, 64, 64), 0.5), folder / "grey.png")
     save_image(torch.cat([torch.ones(3, 64, 32), torch.zeros(3, 64, 32)], -1), folder / "left.png")
     artifact.save(random_artifact(tiny()), folder)
@@ -92,6 +94,23 @@ def test_mode_strength_and_mask_act(given, redraw):
     assert not where[:, where.shape[1] // 2 + 8 :].any()
 
 
+def test_a_controlnet_is_shown_the_face_and_in_a_swap_the_reference(given, redraw):
+    net = controls_of(tiny())["landmark"].net
+    save_file(net.state_dict(), given / "control.safetensors")
+    who = ["--identity", given / "ann.safetensors", "--landmark-control", given / "control.safetensors"]
+    made = []
+    for number, more in enumerate(
+        (["--landmark-strength", "0"], [], ["--mode", "swap"], ["--mode", "swap", "--reference", given / "mirror.png"])
+    ):
+        code, said = redraw(*who, *more, "--strength", "0.5", output=f"control-{number}.png")
+        assert code == 0, said
+        made.append(load_photo(given / f"control-{number}.png"))
+    off, on, swapped_on_itself, swapped = made
+    assert not torch.equal(on, off)
+    assert torch.equal(swapped_on_itself, on)
+    assert not torch.equal(swapped, on)
+
+
 def test_a_picture_without_a_face_stays(given, redraw):
     code, made = redraw("--identity", given / "ann.safetensors", picture="grey.png")
     assert code == 0
@@ -105,6 +124,8 @@ def test_what_cannot_be_is_one_line(given, redraw):
     for arguments, line in (
         ([], "--lora, --identity: give one of them"),
         ([*who, "--reference", given / "in.png"], "--reference: give --recogniser too"),
+        ([*who, "--reference", given / "in.png", "--mode", "swap"], "--reference: give --recogniser too"),
+        ([*who, "--landmark-control", given / "ann.safetensors"], "not a ControlNet for this model"),
         ([*who, "--prompt", "{subject}"], "prompt: a model without a MagiCapture LoRA has no learned word"),
         (["--identity", given / "none.safetensors"], str(given / "none.safetensors")),
     ):

@@ -1,4 +1,5 @@
-"""The core at SD1.5's true size, on random weights: three and three steps, and the file that comes of them."""
+"""The core at SD1.5's true size, on random weights: three and three steps, the file that comes of them, and the way to
+noise and back."""
 
 import pytest
 import torch
@@ -6,8 +7,10 @@ import torch
 from magicapture_core import artifact, recipe
 from magicapture_core.backbone import from_checkpoint
 from magicapture_core.config import parse_config
+from magicapture_core.diir.restorer import Walk
 from magicapture_core.sampler import generate
 from magicapture_core.types import SD1, Portraits
+from tests.core.test_diir import psnr, there_and_back
 
 pytestmark = pytest.mark.full
 SIDE = 128
@@ -44,3 +47,11 @@ def test_photos_to_a_lora_of_64_layers_that_changes_the_picture(full_checkpoint,
         for strength in (0.0, 1.0)
     )
     assert not torch.equal(before, after)
+
+
+def test_inversion_and_back_is_where_it_began(full_checkpoint):
+    """In latent space: random weights draw nothing."""
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    far, back = there_and_back(from_checkpoint(full_checkpoint), latents, Walk(num_steps=20))
+    assert psnr(far, latents) < 15
+    assert psnr(back, latents) > 25

@@ -1,4 +1,4 @@
-"""RestoreIdentity: the core's own faces, others' patches on the way back alone, what stays, Cancel."""
+"""RestoreIdentity: the core's own faces, others' patches on the way back alone, what stays and what is kept, Cancel."""
 
 from functools import partial
 from unittest.mock import patch
@@ -6,7 +6,8 @@ from unittest.mock import patch
 import comfy.model_management
 import torch
 from check_identity import load_fp32
-from check_restore import part, refused, samples
+from check_restore import load_recogniser, part, refused, samples
+from check_sampling import control_net
 from crafted import random_artifact, random_identity
 
 SIZE, STEPS = 64, 4
@@ -31,7 +32,8 @@ def face(pack):
 
 
 def node(pack, loaded, images, **changes):
-    """As ComfyUI hands lists over -> pictures, the report's lines. In small frames: a CPU takes minutes for large."""
+    """As ComfyUI hands lists over -> pictures, the report's lines on them. In small frames: a CPU takes minutes for
+    large ones."""
     model, clip, vae = loaded
     single = {"model": model, "clip": clip, "vae": vae, "mode": "restore", "strength": 0.0, "steps": STEPS, "cfg": 3.0}
     single |= {"prompt": PROMPT, "negative": "", **changes}
@@ -40,19 +42,24 @@ def node(pack, loaded, images, **changes):
     redrawing = part(pack, "nodes.redrawing")
     with patch.object(redrawing, "open_drawing", partial(redrawing.open_drawing, size=SIZE)):
         result = restore_identity.execute(images, **lists)
-    return result.args[0], result.args[1].split("\n")
+    return result.args[0], result.args[1].split("\n")[1:]
 
 
-def replaced(model):
-    """A replacement of every cross-attention, as IP-Adapters make it, and a log of when it ran."""
+def patched_by_others(model, kind):
+    """A patch of the cross-attention, of one of the three kinds that other packs make, and a log of when it ran."""
     model, log = model.clone(), []
 
-    def replace(query, _keys, _values, _extra):
-        log.append(len(query))
-        return torch.zeros_like(query)
+    def changed(first, *_):
+        log.append(len(first))
+        return torch.zeros_like(first)
 
-    for block in BLOCKS:
-        model.set_model_attn2_replace(replace, *block)
+    if kind == "attn2_replace":  # IP-Adapters
+        for block in BLOCKS:
+            model.set_model_attn2_replace(changed, *block)
+    elif kind == "attn2_patch":
+        model.set_model_attn2_patch(lambda query, keys, values, _extra: (changed(query), keys, values))
+    else:
+        model.set_model_attn2_output_patch(changed)
     return model, log
 
 
@@ -92,19 +99,20 @@ def check_a_face_is_the_cores(pack, checkpoint):
 
 
 def check_what_others_patch_acts_on_the_way_back_alone(pack, loaded):
-    patched, log = replaced(loaded[0])
-    walked, plain = (drawing(pack, on) for on in ([patched, *loaded[1:]], loaded))
+    plain = drawing(pack, loaded, prompt="a photo of a person")
     latents = torch.randn(1, 4, SIZE // 8, SIZE // 8, generator=torch.Generator().manual_seed(0))
-    at = torch.tensor(1.0)
-    forth = [sampled(one, one.plain[0], latents, at) for one in (walked, plain)]
-    assert not log
-    assert torch.equal(*forth)
-    back = [sampled(one, one.model, latents, at) for one in (walked, plain)]
-    assert log
-    assert not torch.equal(*back)
-    framed = face(pack)
-    assert not torch.equal(walked.restorer()(framed), plain.restorer()(framed))
-    assert patched.model_options["transformer_options"]["patches_replace"]["attn2"]
+    at, framed = torch.tensor(1.0), face(pack)
+    for kind in ("attn2_replace", "attn2_patch", "attn2_output_patch"):
+        patched, log = patched_by_others(loaded[0], kind)
+        walked = drawing(pack, [patched, *loaded[1:]])
+        forth = [sampled(one, one.plain[0], latents, at) for one in (walked, plain)]
+        assert not log
+        assert torch.equal(*forth)
+        back = [sampled(one, one.model, latents, at) for one in (walked, plain)]
+        assert log
+        assert not torch.equal(*back)
+        assert not torch.equal(walked.restorer()(framed), plain.restorer()(framed))
+        drawing(pack, [patched, *loaded[1:]])  # what MODEL had it has still
 
 
 def sampled(walked, model, latents, sigma):
@@ -152,15 +160,63 @@ def check_cancel_stops_between_two_steps(pack, loaded):
         raise AssertionError("it went on")
 
 
+def check_a_batch_stays_one_and_the_bar_is_full_at_its_end(pack, loaded):
+    """Of three faces one is chosen in each picture."""
+    module, bars = part(pack, "nodes.restore_identity"), []
+
+    class Kept(module.Bar):
+        def __init__(self):
+            super().__init__()
+            bars.append(self)
+
+    images = samples(pack)
+    pairs = torch.cat([images, images.flip(0)], 2)
+    with patch.object(module, "Bar", Kept):
+        [finished], report = node(pack, loaded, [pairs], identity=random_identity(pack), face_index=1)
+    assert finished.shape == pairs.shape
+    half = pairs.shape[2] // 2
+    assert torch.equal(finished[:, :, : half // 2], pairs[:, :, : half // 2])
+    assert all(not torch.equal(now[:, half:], before[:, half:]) for now, before in zip(finished, pairs, strict=True))
+    assert [line.count("1 face restored") for line in report[:2]] == [1, 1]
+    assert bars[0].done == bars[0].total == 2 * 2 * 2  # pictures, ways, half of the four steps
+
+
+def check_a_face_stays_only_where_the_likeness_rose(pack, loaded):
+    """To the picture itself it falls; to what would be drawn it rises, and that stays, bit for bit."""
+    images, who = samples(pack)[:1], {"identity": random_identity(pack), "face_recognition": load_recogniser(pack)}
+    [kept], report = node(pack, loaded, [images], reference=[images], **who)
+    assert torch.equal(kept, images)
+    assert "put back as it was" in report[0]
+    [drawn], _ = node(pack, loaded, [images], identity=who["identity"])
+    [risen], report = node(pack, loaded, [images], reference=[drawn], **who)
+    assert torch.equal(risen, drawn)
+    assert not torch.equal(risen, images)
+    assert "1 face restored" in report[0]
+
+
+def check_a_control_net_acts_on_the_way_back_and_sees_another_face_in_a_swap(pack, loaded):
+    images, other = samples(pack)[:1], samples(pack)[1:]
+    who = {"identity": random_identity(pack), "strength": 0.5}
+    net = {"control_net": control_net(loaded[0])}
+    [plain], _ = node(pack, loaded, [images], **who)
+    [idle], _ = node(pack, loaded, [images], **who, **net, control_strength=0.0)
+    [shown], _ = node(pack, loaded, [images], **who, **net, control_strength=1.0)
+    [swapped], report = node(pack, loaded, [images], **who, **net, control_strength=1.0, mode="swap", reference=[other])
+    assert torch.equal(idle, plain)
+    assert not torch.equal(shown, plain)
+    assert not torch.equal(swapped, shown)
+    assert report[1].startswith("likeness: not checked")
+
+
 def check_landmarks_are_the_faces_own_and_in_a_swap_the_references(pack):
     sockets = part(pack, "nodes.restore_identity")
     detector = part(pack, "nodes.portraits").face_detector()
-    framed, control_net = face(pack), object()
+    framed, net = face(pack), object()
     seen = {}
     for reference in (None, [samples(pack)[1:]]):
-        control = sockets.make_control(detector, control_net, "openpose", 0.5, reference)
+        control = sockets.make_control(detector, net, "openpose", 0.5, reference)
         found, seen[reference is None], strength = control(framed)
-        assert found is control_net
+        assert found is net
         assert strength == 0.5
     assert all(picture.shape == (1, 512, 512, 3) and picture.any() for picture in seen.values())
     assert not torch.equal(seen[True], seen[False])
@@ -168,7 +224,18 @@ def check_landmarks_are_the_faces_own_and_in_a_swap_the_references(pack):
 
 
 def check_what_cannot_be_is_told(pack, loaded):
-    images = samples(pack)[:1]
+    images, someone = samples(pack)[:1], random_identity(pack)
+    with refused("artifact, identity: nobody says who {person} is"):
+        node(pack, loaded, [images])
+    with refused("identity: it is a list of 2"):
+        node(pack, loaded, [images], identity=[someone, someone])
+    with refused("face_recognition: connect Load Face Recognition too"):  # without a ControlNet it would do nothing
+        node(pack, loaded, [images], identity=someone, mode="swap", reference=[images])
+    with refused("control_net: it is not for SD1.5 (its prompts are 2048 wide"):
+        node(pack, loaded, [images], identity=someone, control_net=control_net(loaded[0], 2048))
+    with refused("reference: no face is found in it"):
+        more = {"control_net": control_net(loaded[0]), "mode": "swap", "reference": [images * 0]}
+        node(pack, loaded, [images], identity=someone, **more)
     with refused("face_recognition: connect Load Face Recognition too"):
         node(pack, loaded, [images], reference=[images])
     with refused("prompt: a model without a MagiCapture LoRA"):
