@@ -26,6 +26,7 @@ SMALL: dict[str, dict[str, Any]] = {  # a small model, small pictures, few steps
     "MagiCaptureComposedPromptSampler": {"width": 64, "height": 64, "steps": 2, "count": 2},
     "MagiCaptureFaceRegions": {"width": 96, "height": 64},
     "MagiCaptureGroupPortraitSampler": {"width": 96, "height": 64, "steps": 2},
+    "MagiCaptureRestoreIdentity": {"steps": 2},
     "EmptyLatentImage": {"width": 64, "height": 64},
     "KSampler": {"steps": 2},
     "MagiCaptureRestoreAndUpscale": {"upscale_by": 1.25},
