@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from magicapture_core.types import MagiCaptureError
 
@@ -15,6 +15,8 @@ from .methods import METHODS
 
 if TYPE_CHECKING:
     from .bars import Bar
+
+Counts = Mapping[str, tuple[int, str | None]]
 
 STAGES = ("vae", "text", "unet", "recognisers", "judges")
 WORKERS_HELP = "processes of one thread each"
@@ -114,84 +116,49 @@ def run_one_photo_prompts(args: argparse.Namespace) -> None:
     print(path.read_text(encoding="utf-8"), path, sep="")
 
 
-def run_one_photo_tune(args: argparse.Namespace) -> None:
+def run_bench_tune(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from .one_photo import run_all
-    from .one_photo_report import tuning_runs, tuning_scores
     from .report import as_text, write_text
 
-    runs = tuning_runs(args.people)
-    found = tuning_scores(tqdm(run_all(runs, args.workers), "tuning", len(runs)))
-    path = write_text("one-photo-tuning.json", as_text(found))
+    bench, report = bench_modules(args)
+    runs = report.tuning_runs(*counts(args))
+    found = report.tuning_scores(tqdm(bench.run_all(runs, args.workers), "tuning", len(runs)))
+    path = write_text(f"{bench.KIND}-tuning.json", as_text(found))
     print(path.read_text(encoding="utf-8"), path, sep="")
 
 
-def run_one_photo_run(args: argparse.Namespace) -> None:
+def run_bench_run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from .one_photo import run_all
-    from .one_photo_report import table_runs
-
-    runs = table_runs(args.people, args.swept)
-    for _ in tqdm(run_all(runs, args.workers), "runs", len(runs)):
+    bench, report = bench_modules(args)
+    runs = report.table_runs(*counts(args))
+    for _ in tqdm(bench.run_all(runs, args.workers), "runs", len(runs)):
         pass
 
 
-def run_one_photo_report(args: argparse.Namespace) -> None:
-    from .one_photo_report import write_report
-
-    files = write_report()
+def run_bench_report(args: argparse.Namespace) -> None:
+    files = bench_modules(args)[1].write_report()
     print(files[0].read_text(encoding="utf-8"), *files, sep="\n")
 
 
-def run_one_photo_bars(args: argparse.Namespace) -> None:
-    from .lines import read_lines
-    from .one_photo import lines_file, results_key, table_key
-    from .one_photo_report import bars, table_lines
-
-    key = table_key()
-    print_bars(list(bars(table_lines(read_lines(lines_file(key))))), key, results_key())
-
-
-def run_group_tune(args: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
-    from .group import run_all
-    from .group_report import tuning_runs, tuning_scores
-    from .report import as_text, write_text
-
-    runs = tuning_runs(args.groups)
-    found = tuning_scores(tqdm(run_all(runs, args.workers), "tuning", len(runs)))
-    path = write_text("group-tuning.json", as_text(found))
-    print(path.read_text(encoding="utf-8"), path, sep="")
-
-
-def run_group_run(args: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
-    from .group import run_all
-    from .group_report import table_runs
-
-    runs = table_runs(args.groups)
-    for _ in tqdm(run_all(runs, args.workers), "runs", len(runs)):
-        pass
-
-
-def run_group_report(args: argparse.Namespace) -> None:
-    from .group_report import write_report
-
-    files = write_report()
-    print(files[0].read_text(encoding="utf-8"), *files, sep="\n")
-
-
-def run_group_bars(args: argparse.Namespace) -> None:
-    from .group import lines_file, results_key, table_key
-    from .group_report import bars, table_lines
+def run_bench_bars(args: argparse.Namespace) -> None:
     from .lines import read_lines
 
-    key = table_key()
-    print_bars(list(bars(table_lines(read_lines(lines_file(key))))), key, results_key())
+    bench, report = bench_modules(args)
+    key = bench.table_key()
+    found = report.bars(report.table_lines(read_lines(bench.lines_file(key))))
+    print_bars(list(found), key, bench.results_key())
+
+
+def bench_modules(args: argparse.Namespace) -> tuple[Any, Any]:
+    """What runs a bench, and what reports it."""
+    return import_module(f".{args.bench}", __package__), import_module(f".{args.bench}_report", __package__)
+
+
+def counts(args: argparse.Namespace) -> list[int]:
+    """How many of what, as the bench's lists of runs take them."""
+    return [getattr(args, name) for name in args.counts]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -226,44 +193,45 @@ def make_parser() -> argparse.ArgumentParser:
     report.set_defaults(run=run_report)
     bars = commands.add_parser("bars", help="what MagiCapture must show; exit 1 where it does not")
     bars.set_defaults(run=run_bars)
-    add_one_photo(commands.add_parser("one-photo", help="the second bench: SeFi-IDE, an identity out of one photo"))
-    add_group(commands.add_parser("group", help="the third bench: several people, each in their place"))
+    one_photo = add_bench(
+        commands.add_parser("one-photo", help="the second bench: SeFi-IDE, an identity out of one photo"),
+        "one_photo",
+        {"people": (3, None)},
+        {"people": (10, "of the main table"), "swept": (4, "people of the sweeps")},
+    )
+    prompts = one_photo.add_parser("prompts", help="which edits the untouched model obeys at all")
+    prompts.set_defaults(run=run_one_photo_prompts)
+    add_bench(
+        commands.add_parser("group", help="the third bench: several people, each in their place"),
+        "group",
+        {"groups": (3, "of each size")},
+        {"groups": (12, "of each size")},
+    )
+    add_bench(
+        commands.add_parser("small-faces", help="the fourth bench: faces too small to be anybody's, restored"),
+        "small_faces",
+        {"people": (2, None)},
+        {"people": (6, None)},
+    )
     return parser
 
 
-def add_one_photo(parser: argparse.ArgumentParser) -> None:
+def add_bench(parser: argparse.ArgumentParser, bench: str, tuned: Counts, measured: Counts) -> Any:
+    """tuned, measured: what `tune` and `run` count, with how many by default and words on it. Returns its commands."""
+    parser.set_defaults(bench=bench)
     commands = parser.add_subparsers(required=True)
-    prompts = commands.add_parser("prompts", help="which edits the untouched model obeys at all")
-    prompts.set_defaults(run=run_one_photo_prompts)
-    tune = commands.add_parser("tune", help="choose learning rates on people that no table holds")
-    tune.add_argument("--people", type=int, default=3)
-    tune.add_argument("--workers", type=int, default=1, help=WORKERS_HELP)
-    tune.set_defaults(run=run_one_photo_tune)
-    runs = commands.add_parser("run", help="train and measure the methods on people; finished runs are kept")
-    runs.add_argument("--people", type=int, default=10, help="of the main table")
-    runs.add_argument("--swept", type=int, default=4, help="people of the sweeps")
-    runs.add_argument("--workers", type=int, default=1, help=WORKERS_HELP)
-    runs.set_defaults(run=run_one_photo_run)
+    tune = commands.add_parser("tune", help="choose settings on people that no table holds")
+    runs = commands.add_parser("run", help="measure the methods; finished runs are kept")
+    for command, counted, run in ((tune, tuned, run_bench_tune), (runs, measured, run_bench_run)):
+        for name, (default, text) in counted.items():
+            command.add_argument(f"--{name}", type=int, default=default, help=text)
+        command.add_argument("--workers", type=int, default=1, help=WORKERS_HELP)
+        command.set_defaults(run=run, counts=list(counted))
     report = commands.add_parser("report", help="write the table of all finished runs to results/, and print it")
-    report.set_defaults(run=run_one_photo_report)
-    bars = commands.add_parser("bars", help="what SeFi-IDE must show; exit 1 where it does not")
-    bars.set_defaults(run=run_one_photo_bars)
-
-
-def add_group(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(required=True)
-    tune = commands.add_parser("tune", help="how each person is told, on people that no table holds")
-    tune.add_argument("--groups", type=int, default=3, help="of each size")
-    tune.add_argument("--workers", type=int, default=1, help=WORKERS_HELP)
-    tune.set_defaults(run=run_group_tune)
-    runs = commands.add_parser("run", help="learn the people and measure the methods; finished runs are kept")
-    runs.add_argument("--groups", type=int, default=12, help="of each size")
-    runs.add_argument("--workers", type=int, default=1, help=WORKERS_HELP)
-    runs.set_defaults(run=run_group_run)
-    report = commands.add_parser("report", help="write the table of all finished runs to results/, and print it")
-    report.set_defaults(run=run_group_report)
-    bars = commands.add_parser("bars", help="what groups must show; exit 1 where they do not")
-    bars.set_defaults(run=run_group_bars)
+    report.set_defaults(run=run_bench_report)
+    bars = commands.add_parser("bars", help="what it must show; exit 1 where it does not")
+    bars.set_defaults(run=run_bench_bars)
+    return commands
 
 
 def main() -> None:
