@@ -31,7 +31,7 @@ def server(
 ) -> Iterator[ComfyServer]:
     """A running server with the pack and `sd15-small.safetensors`."""
     tree: Tree = request.param
-    server = ComfyServer(tree, tmp_path_factory.mktemp(f"comfy-{tree.version}"))
+    server = ComfyServer(tree, tmp_path_factory.mktemp(f"comfy-{tree.version}"), quick_looks=True)
     try:
         server.add_model("checkpoints", small_checkpoint)
         server.wait_until_ready()

@@ -27,6 +27,7 @@ from magicapture_core.models import models_folder
 from .trees import PACK, Tree
 
 Prompt = dict[str, dict[str, Any]]  # API form: node id -> {"class_type", "inputs"}
+QUICK_LOOKS = Path(__file__).with_name("quick_looks.py")
 START_SECONDS = 180
 FLAGS = ["--cpu", "--use-pytorch-cross-attention", "--disable-api-nodes", "--listen", "127.0.0.1"]
 OPENER = request.build_opener(request.ProxyHandler({}))
@@ -82,14 +83,19 @@ def free_port() -> int:
 
 
 class ComfyServer:
-    """One running server. `base` holds its models, input, output and custom_nodes with the pack linked in."""
+    """One running server. `base` holds its models, input, output and custom_nodes with the pack linked in.
 
-    def __init__(self, tree: Tree, base: Path, cache: str = "classic") -> None:
+    quick_looks: what a training shows of itself is sampled in one step.
+    """
+
+    def __init__(self, tree: Tree, base: Path, cache: str = "classic", quick_looks: bool = False) -> None:
         self.tree, self.base, self.port = tree, base, free_port()
         self.client_id = uuid.uuid4().hex
         for folder in ("custom_nodes", "input", "output", "user", "models/checkpoints", "models/loras"):
             (base / folder).mkdir(parents=True)
         (base / "custom_nodes" / "ComfyUI-MagiCapture").symlink_to(PACK, target_is_directory=True)
+        if quick_looks:
+            (base / "custom_nodes" / QUICK_LOOKS.name).symlink_to(QUICK_LOOKS)
         database = f"sqlite:///{(base / 'user' / 'comfyui.db').as_posix()}"
         places = ["--base-directory", str(base), "--database-url", database, "--port", str(self.port)]
         environment = os.environ | {"MAGICAPTURE_MODELS": str(models_folder()), "PYTHONUNBUFFERED": "1"}

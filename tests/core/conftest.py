@@ -1,4 +1,4 @@
-"""What the face tests stand on: the networks, and one photo with one face."""
+"""What the face tests stand on: the networks, and one photo with one face. And trainings look at themselves briefly."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from torch import Tensor
 
 from magicapture_core.faces import FaceDetector, load_face_detector
 from magicapture_core.types import MagiCaptureError
+
+
+@pytest.fixture(autouse=True)
+def short_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("magicapture_core.watch.NUM_STEPS", 2)
 
 
 @pytest.fixture(scope="session")

@@ -27,11 +27,6 @@ class Stop(BaseException):
     """As a host's own way to say stop."""
 
 
-@pytest.fixture(autouse=True)
-def short_sampling(monkeypatch):
-    monkeypatch.setattr("magicapture_core.watch.NUM_STEPS", 2)
-
-
 def settings(**changes) -> SefiConfig:
     return parse_sefi_config({**SMALL, **changes})
 

@@ -37,11 +37,6 @@ class Stop(BaseException):
     """As a host's own way to say stop."""
 
 
-@pytest.fixture(autouse=True)
-def short_sampling(monkeypatch):
-    monkeypatch.setattr("magicapture_core.watch.NUM_STEPS", 2)
-
-
 def run(folder, **options: Any):
     """The finished result, and what was seen."""
     looks = []

@@ -4,7 +4,7 @@
 
 Every function `check_*` of the check files is called with its arguments by name out of: `pack` (the pack as ComfyUI
 imports it), `checkpoint` (path), `loaded` (MODEL, CLIP, VAE of the checkpoint, under inference mode as in a node),
-`tmp_path`. FOLDER holds what the checks may write.
+`tmp_path`. FOLDER holds what the checks may write. The checkpoint is read once: every check gets clones of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import inspect
 import json
 import sys
 import traceback
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,12 +49,22 @@ def start_comfy(tree: Path, folder: Path) -> None:
     folder_paths.set_temp_directory(str(folder / "temp"))
 
 
+@cache
 def load_checkpoint(path: Path) -> Any:
     import comfy.sd
     import folder_paths
 
     embeddings = folder_paths.get_folder_paths("embeddings")
     return comfy.sd.load_checkpoint_guess_config(str(path), embedding_directory=embeddings)[:3]
+
+
+def cloned(path: Path) -> Any:
+    """As if the checkpoint had been loaded anew: what the check before has patched is taken off the weights."""
+    import comfy.model_management
+
+    model, clip, vae = load_checkpoint(path)
+    comfy.model_management.unload_all_models()
+    return model.clone(), clip.clone(), vae
 
 
 def run(checkpoint: Path, folder: Path, only: str = "check_*") -> dict[str, str]:
@@ -63,6 +75,8 @@ def run(checkpoint: Path, folder: Path, only: str = "check_*") -> dict[str, str]
     sys.path.append(str(HERE / "checks"))  # they share helpers
     pack = load_module(str(PACK), PACK / "__init__.py", PACK)
     asyncio.run(asyncio.run(pack.comfy_entrypoint()).get_node_list())
+    look = import_module(f"{pack.__name__}.magicapture_core.watch")
+    look.NUM_STEPS = 1  # pyright: ignore[reportAttributeAccessIssue]  # a training's pictures of itself: rough ones do
     for path in sorted((HERE / "checks").glob(f"{only}.py")):
         checks = inspect.getmembers(load_module(path.stem, path), inspect.isfunction)
         for name, check in checks:
@@ -75,7 +89,7 @@ def run(checkpoint: Path, folder: Path, only: str = "check_*") -> dict[str, str]
                 with torch.inference_mode():
                     given = {"pack": pack, "checkpoint": checkpoint, "tmp_path": scratch}
                     if "loaded" in wanted:
-                        given["loaded"] = load_checkpoint(checkpoint)
+                        given["loaded"] = cloned(checkpoint)
                     check(**{key: given[key] for key in wanted})
                 results[f"{path.stem}.{name}"] = ""
             except Exception:  # whatever a check raises is its result; the test that asked shows it and fails
