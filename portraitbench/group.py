@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
+from itertools import combinations
 from pathlib import Path
 from statistics import mean
 from typing import Any, Literal, NamedTuple
@@ -53,10 +54,11 @@ CANVAS = {2: (64, 96), 3: (64, 128)}  # height, width
 NUMBER = {2: "two", 3: "three"}
 PLACES = {2: ("on the left", "on the right"), 3: ("on the left", "in the middle", "on the right")}
 BACKGROUND, BACKGROUND_WORD = "in front of a plain blue background", "blue"
-TRAINING: dict[str, Any] = {  # of a person alone: nothing of a style is learned
+ALONE = (64, 64)  # the canvas of a picture of one person
+TRAINING: dict[str, Any] = {  # of a person alone, nothing of a style: as was likest of what was tried, see the README
     "inversion": {"num_steps": 16},
-    "tuning": {"num_steps": 112, "tasks": ("source",)},
-    "loss": {"identity_tasks": ("source",), "identity_weight": 1.0},
+    "tuning": {"num_steps": 384, "tasks": ("source",)},
+    "loss": {"attention_weight": 0, "identity_weight": 0},
 }
 CORE_STAGES = (
     *runs.CORE_STAGES, "artifact", "recipe", "group/attention", "group/layout", "group/people", "group/sampler",
@@ -164,7 +166,7 @@ def table_key() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Its address: the group of that number among those of `count` people."""
+    """Its address: the group of that number among those of `count` people; of one, the person of that number."""
 
     method: str
     count: int
@@ -177,8 +179,14 @@ class Run:
         return cls(**{name: line[name] for name in cls.__dataclass_fields__ if name in line})
 
     @property
+    def size(self) -> tuple[int, int]:
+        return CANVAS.get(self.count, ALONE)
+
+    @property
     def members(self) -> list[int]:
         """Numbers of the people, from left to right."""
+        if self.count == 1:
+            return [self.group]
         order = world.random(self.split, "group", self.count, self.group).permutation(PEOPLE)
         return [int(person) for person in order[: self.count]]
 
@@ -211,7 +219,7 @@ def train_person(split: Split, person: int) -> Artifact:
     """By the core's trainer. The style's side, which no task draws from, has the same photos."""
     bench, config = runs.the_bench(), the_config()
     given = runs.portraits(photos(split, person).trained)
-    dataset = encode(bench.backbone, {"subject": given, "style": given}, config, bench.recogniser)
+    dataset = encode(bench.backbone, {"subject": given, "style": given}, config)
     with closing(train(bench.backbone, dataset, config)) as steps:
         *_, last = (recipe.to_artifact(step.run, KIND) for step in steps if step.step == step.num_steps)
     return last
@@ -228,16 +236,18 @@ def gallery(split: Split) -> list[Tensor]:
 def measure_run(run: Run) -> dict[str, Any]:
     """Draws, measures place by place, keeps a strip of what was made. Returns the line: address and figures."""
     bench = runs.the_bench()
-    masks = grid(1, run.count, CANVAS[run.count])
+    masks = grid(1, run.count, run.size)
     people = [
         Person(made=learned(run.split, member), mask=mask, prompt=about(place, run.count, run.wording))
         for place, (member, mask) in enumerate(zip(run.members, masks, strict=True))
     ]
-    options = {**SAMPLING, "seed": 1000 * run.group, "num_images": MADE, "size": CANVAS[run.count]}
+    options = {**SAMPLING, "seed": 1000 * run.group, "num_images": MADE, "size": run.size}
     made = METHODS[run.method].draw(bench.backbone, people, run.wording, options)
     save_image(torch.cat(list(made[:STRIP]), -1), run.file(PICTURES))
     seen = [look(bench.judges, made, place, run.count) for place in range(run.count)]
     figures = assignment(seen, run.members, gallery(run.split))
+    if run.count == 1:
+        figures |= told_apart(seen[0], run.group, gallery(run.split))
     figures["background"] = mean(words["background"] == BACKGROUND_WORD for one in seen for words in one.words)
     return {**vars(run), "figures": {name: to_json(value) for name, value in figures.items()}}
 
@@ -268,6 +278,22 @@ def assignment(seen: Sequence[Reading], members: Sequence[int], known: Sequence[
         "csim": float(torch.cat(likeness).mean()),
         "leakage": float(torch.cat(leak).mean()),
         "detection": float(torch.cat([reading.seen for reading in seen]).float().mean()),
+    }
+
+
+def told_apart(seen: Reading, person: int, known: Sequence[Tensor]) -> dict[str, float]:
+    """How often pictures of one person are likest them, of them and one or two others: what a group can reach.
+
+    The mean over all choices of the others. A picture without a face is wrong.
+    """
+    likely = torch.stack([(seen.embeddings @ one.T).mean(1) for one in known], 1)  # [B,PEOPLE]
+    less = (likely < likely[:, [person]]) & seen.seen[:, None]
+    others = [other for other in range(len(known)) if other != person]
+    return {
+        f"of_{count}": mean(
+            float(less[:, list(chosen)].all(1).float().mean()) for chosen in combinations(others, count - 1)
+        )
+        for count in CANVAS
     }
 
 

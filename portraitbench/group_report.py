@@ -11,15 +11,34 @@ from typing import Any, get_args
 from magicapture_core.images import contact_sheet, load_photo, save_image
 
 from .bars import Bar
-from .group import CANVAS, METHODS, OURS, PICTURES, PROMPT, RESULTS, STRIP, Run, Wording, lines_file, photos, table_key
+from .group import (
+    CANVAS,
+    METHODS,
+    OURS,
+    PEOPLE,
+    PICTURES,
+    PROMPT,
+    RESULTS,
+    STRIP,
+    Run,
+    Wording,
+    lines_file,
+    photos,
+    table_key,
+)
 from .lines import Line, read_lines
 from .pictures import to_arrays
 from .report import as_text, write_text
 from .table import Row, difference, markdown, means, to_json
+from .world import Split
 
 METRICS = {
     "accuracy": "right of the picture's people", "accuracy_all": "right of all people", "csim": "CSIM to the right one",
     "leakage": "CSIM to the others (less)", "detection": "faces found", "background": "obeys the background",
+}  # fmt: skip
+ALONE_METRICS = {
+    "of_2": "right of two people", "of_3": "right of three people", "accuracy_all": "right of all people",
+    "csim": "CSIM", "detection": "faces found",
 }  # fmt: skip
 TITLES = {name: method.title for name, method in METHODS.items()}
 GROUPS = 12  # of each size
@@ -29,13 +48,18 @@ GRID_GROUPS, ENLARGE = 3, 2
 
 
 def table_runs(groups: int = GROUPS) -> list[Run]:
-    """Group by group, so that what is there is complete as far as it goes."""
+    """Group by group, so that what is there is complete as far as it goes; then everybody alone."""
     return [
         Run(method=method, count=count, group=group)
         for group in range(groups)
         for count in CANVAS
         for method in METHODS
-    ]
+    ] + alone_runs("test")
+
+
+def alone_runs(split: Split) -> list[Run]:
+    """A picture of one person by regions is the plain sampler's."""
+    return [Run(method=OURS, count=1, group=person, split=split) for person in range(PEOPLE)]
 
 
 def tuning_runs(groups: int) -> list[Run]:
@@ -98,6 +122,14 @@ def write_report() -> list[Path]:
             f"{TITLES[OURS].capitalize()} minus the others, group by group:",
             markdown(differences, METRICS, TITLES),
         ]
+    alone = of_size(lines, 1)
+    rows = means(alone, ALONE_METRICS)
+    data["1"] = to_json(key, rows, [])
+    parts += [
+        f"## The same people alone, {len(alone)} people",
+        "What a group can reach: how often a picture of one person is likest them, of them and all choices of others.",
+        markdown(rows, ALONE_METRICS, {OURS: "the plain sampler"}),
+    ]
     text = "\n\n".join(parts) + "\n"
     return [write_text("group.md", text), write_text("group.json", as_text(data)), *write_grid(lines)]
 

@@ -114,6 +114,14 @@ def test_faces_are_assigned_by_hand():
     )
 
 
+def test_of_one_person_it_is_told_how_often_they_are_taken_for_themselves():
+    """Person 0 of three: the first picture is theirs, in the second person 1 is likest, the third shows nobody."""
+    known = [torch.eye(3)[[person]] for person in range(3)]
+    seen = reading([True, True, False], embeddings=torch.tensor([[1.0, 0, 0], [0.5, 0.8, 0.1], [0, 0, 0]]))
+    assert group.told_apart(seen, 0, known) == pytest.approx({"of_2": (1 / 3 + 2 / 3) / 2, "of_3": 1 / 3})
+    assert Run(method=OURS, count=1, group=4).members == [4]
+
+
 def test_a_run_learns_everybody_once_and_every_figure_is_there(backbone, artifact, monkeypatch):
     monkeypatch.setattr(group, "SAMPLING", {"num_steps": 1, "guidance": 2.5})
     monkeypatch.setattr(group, "MADE", 1)
@@ -158,9 +166,9 @@ def test_the_first_bench_does_not_depend_on_this_one():
 def test_the_report_tells_means_and_differences_and_shows_what_this_machine_made(tmp_path, monkeypatch):
     monkeypatch.setattr(group_report, "GRID_GROUPS", 1)
     done = group_report.table_runs(3)
-    assert len(done) == len(set(done)) == 3 * len(CANVAS) * len(METHODS)
+    assert len(done) == len(set(done)) == 3 * len(CANVAS) * len(METHODS) + PEOPLE
     for run in done:
-        lines.add_line(group.lines_file(), line(run, accuracy=0.6 + 0.3 * (run.method == OURS)))
+        lines.add_line(group.lines_file(), line(run, accuracy=0.6 + 0.3 * (run.method == OURS), of_3=0.9))
     lines.add_line(group.lines_file(), line(replace(done[0], split="tuning"), accuracy=0.0))
     assert [path.name for path in group_report.write_report()] == ["group.md", "group.json"]
     data = json.loads((tmp_path / "group.json").read_text())
@@ -168,8 +176,9 @@ def test_the_report_tells_means_and_differences_and_shows_what_this_machine_made
         rows = {(row["method"], row["metric"]): row["mean"] for row in data[str(count)]["ahead"]}
         assert rows[PROMPT, "accuracy"] == pytest.approx(0.3)
     assert "## 3 people, 3 groups" in (tmp_path / "group.md").read_text()
+    assert {row["metric"]: row["mean"] for row in data["1"]["rows"]}["of_3"] == pytest.approx(0.9)
     for run in done:
-        save_image(torch.full((3, 64, 2 * CANVAS[run.count][1]), 0.25), run.file(group.PICTURES))
+        save_image(torch.full((3, 64, 2 * run.size[1]), 0.25), run.file(group.PICTURES))
     *_, shown = group_report.write_report()
     assert shown.name == "group.jpg"
 
