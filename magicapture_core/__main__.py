@@ -128,6 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--inversion-steps", type=int, metavar="N", help="optimizer steps of phase 1")
     train.add_argument("--tuning-steps", type=int, metavar="N", help="optimizer steps of phase 2")
     train.add_argument("--clone-steps", type=int, metavar="N", help="optimizer steps of phase 3, none by default")
+    _add_control(train, "skeleton", "an OpenPose ControlNet", "phase 3 takes turns with it")
     _add_landmark_control(train, "phase 3 takes turns with it")
     train.add_argument("--seed", type=int, metavar="N")
     train.add_argument(
@@ -361,13 +362,17 @@ def _add_comparison(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference", type=Path, metavar="PHOTO_OR_DIR", help="photos of the person, to compare with")
 
 
-def _add_landmark_control(parser: argparse.ArgumentParser, use: str) -> None:
+def _add_control(parser: argparse.ArgumentParser, mode: str, what: str, use: str) -> None:
     parser.add_argument(
-        "--landmark-control",
+        f"--{mode}-control",
         type=Path,
         metavar="FILE",
-        help=f"a face ControlNet as diffusers has it, diffusion_pytorch_model.safetensors: {use}",
+        help=f"{what} for SD1.5, .safetensors, .pth or a diffusers folder: {use}",
     )
+
+
+def _add_landmark_control(parser: argparse.ArgumentParser, use: str) -> None:
+    _add_control(parser, "landmark", "a face ControlNet", use)
     parser.add_argument(
         "--landmark-style",
         choices=train_command.LANDMARK_STYLES,

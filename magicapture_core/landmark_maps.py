@@ -3,6 +3,7 @@
 `openpose` is the face of OpenPose's annotator (lllyasviel/control_v11p_sd15_openpose): white dots at iBUG's 68 points
 and the pupils. `mediapipe` is CrucibleAI/ControlNetMediaPipeFace: outlines, a colour for each part, and the pupils.
 FaceMesh's 468 points have no irises: a pupil is drawn in the middle of its eye, as if it looked straight ahead.
+`skeleton_map` is the head of OpenPose's skeleton, nose, eyes and ears; FaceMesh knows of no neck and no shoulders.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ Spot = tuple[int, int]
 
 ANNOTATED = 512  # pixels, the side at which the annotators draw; at others everything is in proportion
 DOT, LINE, PUPIL = 3, 2, 2  # a dot's radius, a line's width, half a pupil's side, at that side
+JOINT, BONE, DIMMED = 4, 8, 0.6  # a joint's radius, a bone's width, how bright it is beside its colour
 
 # Chains of FaceMesh's points. Right and left are the person's own: the right eye is on the left of the picture.
 OVAL = (
@@ -58,6 +60,51 @@ IBUG: tuple[tuple[int, ...], ...] = (
     (78,), (82,), (13,), (312,), (308,), (317,), (14,), (87,),  # and inside
     RIGHT_EYE[:-1], LEFT_EYE[:-1],
 )  # fmt: skip
+
+# The five joints of OpenPose's head, each the mean of these of FaceMesh's points; and its four bones.
+HEAD: dict[str, tuple[int, ...]] = {
+    "nose": (4,),
+    "right_eye": RIGHT_EYE[:-1],
+    "left_eye": LEFT_EYE[:-1],
+    "right_ear": (127, 234),
+    "left_ear": (356, 454),
+}
+JOINTS: dict[str, Colour] = {
+    "nose": (255, 0, 0),
+    "right_eye": (170, 0, 255),
+    "left_eye": (255, 0, 255),
+    "right_ear": (255, 0, 170),
+    "left_ear": (255, 0, 85),
+}
+BONES: dict[tuple[str, str], Colour] = {
+    ("nose", "right_eye"): (85, 0, 255),
+    ("right_eye", "right_ear"): (170, 0, 255),
+    ("nose", "left_eye"): (255, 0, 255),
+    ("left_eye", "left_ear"): (255, 0, 170),
+}
+
+
+def skeleton_map(mesh: Tensor, size: int) -> Tensor:
+    """As `landmark_map`: the head of a skeleton, bones below joints."""
+    canvas = Image.new("RGB", (size, size))
+    draw, scale = ImageDraw.Draw(canvas), size / ANNOTATED
+    spots = {name: mesh[list(indices)].mean(0) for name, indices in HEAD.items()}
+    for (start, end), (red, green, blue) in BONES.items():
+        dimmed = round(red * DIMMED), round(green * DIMMED), round(blue * DIMMED)
+        draw.polygon(_ellipse(spots[start], spots[end], BONE * scale / 2), fill=dimmed)
+    for name, colour in JOINTS.items():
+        (x, y), reach = _pixel(spots[name]), round(JOINT * scale)
+        draw.point((x, y), fill=colour)  # what an ellipse without extent is not
+        draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill=colour)
+    return from_pil(canvas)
+
+
+def _ellipse(start: Tensor, end: Tensor, half_width: float) -> list[tuple[float, float]]:
+    """The outline of one that reaches from point to point [2]."""
+    middle, along = (start + end) / 2, (end - start) / 2
+    across = torch.stack([-along[1], along[0]]) / along.norm().clamp(min=1e-6) * half_width
+    turns = torch.linspace(0, 2 * torch.pi, 33)[:-1, None]
+    return [(x, y) for x, y in (middle + turns.cos() * along + turns.sin() * across).tolist()]
 
 
 def landmark_map(mesh: Tensor, size: int, style: Style) -> Tensor:

@@ -157,6 +157,14 @@ def vae_names(state: State, config: Mapping[str, Any]) -> dict[str, Tensor]:
     return _complete("VAE", state, convert_ldm_vae_checkpoint(dict(state), config))
 
 
+def controlnet_names(state: State, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """config: of the UNet that the ControlNet is for."""
+    from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
+
+    renamed = convert_controlnet_checkpoint(dict(state), config)
+    return _complete("ControlNet", state, {key: value for key, value in renamed.items() if value is not None})
+
+
 def clip_names(state: State) -> dict[str, Tensor]:
     """Names below `text_model.`, without what a prompt's hidden states do not need."""
     unused = ("position_ids", "text_projection.weight", "logit_scale")

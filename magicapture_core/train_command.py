@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from . import kept
     from .backbone import Backbone
     from .collages import Controls
+    from .dataset import Mode
     from .dino import Dino
     from .estimate import Estimate
     from .identity import Recogniser
@@ -187,15 +188,18 @@ def read_recogniser(
 
 def read_controls(arguments: Namespace, backbone: Backbone, photos: Photos, config: TrainConfig) -> Controls:
     """What the collages are conditioned on; nothing where nothing is given."""
-    if arguments.landmark_control is None:
+    given: dict[Mode, Path | None] = {"skeleton": arguments.skeleton_control, "landmark": arguments.landmark_control}
+    files: dict[Mode, Path] = {mode: file for mode, file in given.items() if file is not None}
+    if not files:
         return {}
-    from .collage_controls import landmark_control
+    from .collage_controls import controls_of, load_controlnet
     from .faces import load_face_detector
 
     if config.kind == "object" or not config.clone_steps:
-        raise MagiCaptureError("--landmark-control: is for collages of people; set --clone-steps, or leave it out")
-    path, style = arguments.landmark_control, arguments.landmark_style
-    return {"landmark": landmark_control(path, style, backbone.unet, photos, load_face_detector())}
+        flags = ", ".join(f"--{mode}-control" for mode in files)
+        raise MagiCaptureError(f"{flags}: for collages of people; set --clone-steps, or leave it out")
+    nets: dict[Mode, Any] = {mode: load_controlnet(file, backbone.unet) for mode, file in files.items()}
+    return controls_of(nets, arguments.landmark_style, photos, load_face_detector())
 
 
 class Attendant:

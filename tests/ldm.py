@@ -72,6 +72,24 @@ def unet_to_ldm(unet: UNet2DConditionModel) -> State:
     return {_unet_name(key, layers, attends): value for key, value in state.items()}
 
 
+def controlnet_to_ldm(net: Any, prefix: str = "control_model.") -> State:
+    """As the original files have them: `control_v11p_sd15_openpose.pth` with this prefix, others without one."""
+    layers = net.config["layers_per_block"]
+    return {prefix + _controlnet_name(key, layers): value for key, value in net.state_dict().items()}
+
+
+def _controlnet_name(key: str, layers: int) -> str:
+    module, _, leaf = key.rpartition(".")
+    part, _, index = module.rpartition(".")
+    if part == "controlnet_down_blocks":
+        return f"zero_convs.{index}.0.{leaf}"
+    if part == "controlnet_cond_embedding.blocks":
+        return f"input_hint_block.{2 * int(index) + 2}.{leaf}"
+    ends = {"controlnet_mid_block": "middle_block_out.0", "controlnet_cond_embedding.conv_in": "input_hint_block.0"}
+    ends |= {"controlnet_cond_embedding.conv_out": "input_hint_block.14"}
+    return f"{ends[module]}.{leaf}" if module in ends else _unet_name(key, layers, set())
+
+
 def _unet_name(key: str, layers: int, attends: set[str]) -> str:
     module, _, leaf = key.rpartition(".")
     if module in UNET_ENDS:

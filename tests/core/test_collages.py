@@ -4,10 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers.models.controlnets.controlnet import ControlNetModel
+from safetensors.torch import save_file
 
 from magicapture_core import kept, recipe
 from magicapture_core.backbone import tiny
-from magicapture_core.collage_controls import landmark_pictures, load_controlnet
+from magicapture_core.collage_controls import controls_of as controls_for
+from magicapture_core.collage_controls import load_controlnet
 from magicapture_core.collages import Controls, Piece, box_of, compose, draw_item, modes, put, slots, told
 from magicapture_core.config import parse_config
 from magicapture_core.dataset import Control, ItemKey, Mode, encode, step_items
@@ -16,6 +19,7 @@ from magicapture_core.kept import result_key
 from magicapture_core.objective import Terms
 from magicapture_core.trainer import open_run, train
 from magicapture_core.types import MagiCaptureError
+from tests.ldm import controlnet_to_ldm, narrow_unet
 from tests.small import portraits, same, small_config
 
 PHOTOS = {"subject": portraits(3), "style": portraits(4, seed=1)}
@@ -48,17 +52,20 @@ def states(backbone, dataset, config, resume=None):
 
 def controls_of(backbone, seed=0) -> dict[Mode, Control]:
     """A ControlNet that does something, for skeletons and for landmarks."""
-    from diffusers.models.controlnets.controlnet import ControlNetModel
-
     made: dict[Mode, Control] = {}
     for mode in ("skeleton", "landmark"):
-        net = ControlNetModel.from_unet(backbone.unet, conditioning_embedding_out_channels=(16, 32, 96))
-        generator = torch.Generator().manual_seed(seed)
-        for parameter in net.parameters():
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
+        net = filled(ControlNetModel.from_unet(backbone.unet, conditioning_embedding_out_channels=(16, 32, 96)), seed)
         pictures = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(len(mode)))
-        made[mode] = Control(net=net.eval().requires_grad_(False), pictures={"subject": pictures})
+        made[mode] = Control(net=net.requires_grad_(False), pictures={"subject": pictures})
     return made
+
+
+def filled(net, seed):
+    """Its weights drawn: a new one adds nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in net.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
+    return net.eval()
 
 
 def a_piece(slot, scale=0.5, at=(0.5, 0.5)):
@@ -333,24 +340,97 @@ def test_the_recipe_takes_them_tells_the_modes_and_keys_them(backbone, tmp_path)
         run(short, small_config(**CLONE))
 
 
-def test_a_controlnets_file_is_read_and_another_named(backbone, tmp_path):
-    from safetensors.torch import save_file
-
+def test_it_is_read_under_diffusers_names(backbone, tmp_path):
+    """From a file, and from a folder as diffusers saves it."""
     net = controls_of(backbone)["landmark"].net
     save_file(net.state_dict(), tmp_path / "control.safetensors")
-    assert same(load_controlnet(tmp_path / "control.safetensors", backbone.unet).state_dict(), net.state_dict())
-    save_file({"control_model.input_hint_block.0.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
-    for name in ("other.safetensors", "missing.safetensors"):
-        with pytest.raises(MagiCaptureError, match="not a ControlNet for this model"):
-            load_controlnet(tmp_path / name, backbone.unet)
+    net.save_pretrained(tmp_path / "folder")
+    for path in (tmp_path / "control.safetensors", tmp_path / "folder"):
+        assert same(load_controlnet(path, backbone.unet).state_dict(), net.state_dict())
 
 
-def test_its_pictures_show_the_faces_where_they_are(detector):
-    """White dots of OpenPose on the masked face of the pack's own sample, or near it, and nowhere far from it."""
+def test_it_is_read_under_the_names_of_the_original_files(tmp_path):
+    """What diffusers' own net says, the net read from each says too: as published, as extracted, in half precision."""
+    unet = narrow_unet()
+    net = filled(ControlNetModel.from_unet(unet), seed=1)
+    generator = torch.Generator().manual_seed(2)
+    given = torch.randn(1, 4, 16, 16, generator=generator), 500, torch.randn(1, 77, 768, generator=generator)
+    hint = torch.rand(1, 3, 128, 128, generator=generator)
+    torch.save(controlnet_to_ldm(net), tmp_path / "control_v11p.pth")
+    save_file(controlnet_to_ldm(net), tmp_path / "control_v11p.safetensors")
+    save_file(controlnet_to_ldm(net, prefix=""), tmp_path / "extracted.safetensors")
+    halves = {key: value.half() for key, value in controlnet_to_ldm(net).items()}
+    save_file(halves, tmp_path / "fp16.safetensors")
+    with torch.no_grad():
+        expected = net(*given, hint, return_dict=False)
+        for path in sorted(tmp_path.iterdir()):
+            down, middle = load_controlnet(path, unet).eval()(*given, hint, return_dict=False)
+            tolerance = 0.05 if path.stem == "fp16" else 0.0
+            for one, other in zip((*down, middle), (*expected[0], expected[1]), strict=True):
+                assert other.abs().max() > 0.1
+                assert (one - other).abs().max() <= tolerance * other.abs().max(), path.name
+
+
+class Intruder:
+    """Would write a file if it were unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_another_file_is_named_in_one_line_and_none_runs(backbone, tmp_path):
+    whole = controlnet_to_ldm(ControlNetModel.from_unet(narrow_unet()))
+    save_file({"conv.weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
+    save_file(whole, tmp_path / "sd15.safetensors")
+    save_file(whole | {"control_model.task_embedding": torch.ones(6, 8)}, tmp_path / "union.safetensors")
+    save_file(whole | {"difference": torch.ones(1)}, tmp_path / "difference.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(b"cut")
+    torch.save({"net": Intruder(tmp_path / "was here")}, tmp_path / "program.pth")
+    (tmp_path / "empty").mkdir()
+    said = {
+        "lora.safetensors": "not a ControlNet",
+        "sd15.safetensors": r"no ControlNet for this model",
+        "union.safetensors": "no weight task_embedding",
+        "difference.safetensors": "difference to another model",
+        "cut.safetensors": "cannot be read",
+        "program.pth": "more than tensors",
+        "missing.safetensors": "no ControlNet is there",
+        "empty": "no ControlNet is there",
+    }
+    for name, text in said.items():
+        with pytest.raises(MagiCaptureError, match=text) as raised:
+            load_controlnet(tmp_path / name, narrow_unet() if name.startswith("union") else backbone.unet)
+        assert name in str(raised.value)
+        assert "\n" not in str(raised.value)
+    assert not (tmp_path / "was here").exists()
+
+
+def test_faces_that_nobody_has_found_cannot_be_drawn(backbone, detector):
+    nets: dict[Mode, object] = {"landmark": controls_of(backbone)["landmark"].net}
+    faceless = {**PHOTOS, "subject": replace(PHOTOS["subject"], faces=[])}
+    with pytest.raises(MagiCaptureError, match="subject: a ControlNet needs the face of every photo, and 0 of 3"):
+        controls_for(nets, "openpose", faceless, detector)
+    assert controls_for({}, "openpose", faceless, detector) == {}
+
+
+def test_its_pictures_show_the_faces_where_they_are(backbone, detector):
+    """Drawn for each net, on the masked face of the pack's own sample, or near it, and nowhere far from it."""
     person = read_samples("person", 64)
-    pictures = landmark_pictures(person, "openpose", detector)
-    assert pictures.shape == person.images.shape
-    for picture, mask in zip(pictures, person.masks, strict=True):
-        dots, near = picture[0] > 0.5, torch.nn.functional.max_pool2d(mask, 9, 1, 4)[0] > 0.5
-        assert dots.sum() > 20
-        assert (dots & near).sum() > 0.9 * dots.sum()
+    nets: dict[Mode, object] = {mode: control.net for mode, control in controls_of(backbone).items()}
+    made = controls_for(nets, "openpose", {"subject": person, "style": person}, detector)
+    assert [*made] == ["skeleton", "landmark"]
+    for mode, control in made.items():
+        assert control.net is nets[mode]
+        assert [*control.pictures] == ["subject"]
+        pictures = control.pictures["subject"]
+        assert pictures.shape == person.images.shape
+        for picture, mask in zip(pictures, person.masks, strict=True):
+            drawn = picture.amax(0) > 0.3
+            near = torch.nn.functional.max_pool2d(mask, 9, 1, 4)[0] > 0.5
+            assert drawn.sum() > 15
+            assert (drawn & near).sum() > 0.9 * drawn.sum()
+    is_white = [(c.pictures["subject"].amin(1) > 0.5).any().item() for c in made.values()]
+    assert is_white == [False, True]

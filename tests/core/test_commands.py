@@ -548,16 +548,19 @@ def test_inspect_is_read_by_people(tmp_path, capsys):
     assert not [sign for sign in "{}[]" if sign in said.replace("{subject}", "").replace("{style}", "")]
 
 
-def test_train_on_collages_with_a_landmark_controlnet(photos, tmp_path, capsys, detector):
+def test_train_on_collages_with_controlnets(photos, tmp_path, capsys, detector):
+    """Of both kinds, one from a diffusers folder; one that nothing would use, and a folder that holds none."""
     from diffusers.models.controlnets.controlnet import ControlNetModel
 
-    net, file = ControlNetModel.from_unet(tiny().unet, conditioning_embedding_out_channels=(16, 32, 96)), tmp_path / "c"
-    save_file(net.state_dict(), file)
-    arguments = train_arguments(photos, tmp_path, *STEPS, "--landmark-control", str(file))
-    assert main([*arguments, "--clone-steps", "2"]) == 0
+    net = ControlNetModel.from_unet(tiny().unet, conditioning_embedding_out_channels=(16, 32, 96))
+    net.save_pretrained(tmp_path / "skeletons")
+    save_file(net.state_dict(), tmp_path / "faces.safetensors")
+    arguments = train_arguments(photos, tmp_path, *STEPS, "--landmark-control", str(tmp_path / "faces.safetensors"))
+    assert main([*arguments, "--clone-steps", "3", "--skeleton-control", str(tmp_path / "skeletons")]) == 0
     said = capsys.readouterr().err
-    assert "clone phase, landmark: 1 steps" in said
-    assert "clone phase, zoom: 1 steps" in said
-    assert "no ControlNet for skeleton" in said
+    for mode in ("skeleton", "landmark", "zoom"):
+        assert f"clone phase, {mode}: 1 steps" in said
     assert main(arguments) == 2
-    assert "--clone-steps" in capsys.readouterr().err
+    assert "--landmark-control: for collages of people; set --clone-steps" in capsys.readouterr().err
+    assert main([*arguments, "--clone-steps", "2", "--skeleton-control", str(photos)]) == 2
+    assert f"magicapture train: {photos}: no ControlNet is there" in capsys.readouterr().err

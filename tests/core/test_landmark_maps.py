@@ -10,7 +10,18 @@ from torch import Tensor
 
 from magicapture_core.faces import FIVE_POINTS, FaceDetector
 from magicapture_core.images import resize
-from magicapture_core.landmark_maps import IBUG, OUTLINES, PUPILS, Style, ibug_points, landmark_map
+from magicapture_core.landmark_maps import (
+    BONES,
+    HEAD,
+    IBUG,
+    JOINTS,
+    OUTLINES,
+    PUPILS,
+    Style,
+    ibug_points,
+    landmark_map,
+    skeleton_map,
+)
 from magicapture_core.painting import grow_mask
 
 SIZE = 512
@@ -104,3 +115,39 @@ def test_a_small_map_is_the_large_one_made_small(mesh: Tensor, style: Style) -> 
     assert small.shape == (3, SIZE // 4, SIZE // 4)
     drawn = resize(large.amax(0)[None, None], (SIZE // 4, SIZE // 4))[0] > 0
     assert not (small.amax(0)[None] > 0).logical_and(grow_mask(drawn.float(), 1) == 0).any()
+
+
+def test_a_head_is_five_joints_and_four_bones(mesh: Tensor) -> None:
+    """Joints in their own colours, over bones of six tenths of theirs; right is on the left of the picture."""
+    shown = (skeleton_map(mesh, SIZE) * 255).round()
+    spots = {name: mesh[list(indices)].mean(0) for name, indices in HEAD.items()}
+    x = [float(spots[name][0]) for name in ("right_ear", "right_eye", "nose", "left_eye", "left_ear")]
+    assert x == sorted(x)
+    for name, colour in JOINTS.items():
+        column, row = spots[name].long().tolist()
+        assert tuple(shown[:, row, column].tolist()) == colour, name
+    for (start, end), colour in BONES.items():
+        column, row = ((spots[start] + spots[end]) / 2).long().tolist()
+        assert shown[:, row, column].tolist() == [round(0.6 * value) for value in colour], (start, end)
+    rows = shown.amax(0).nonzero()[:, 0]
+    assert len(rows) < 0.05 * SIZE * SIZE
+    assert rows.max() - rows.min() < (mesh[:, 1].max() - mesh[:, 1].min()) / 2
+
+
+def test_a_joint_is_a_disk_of_nine_pixels_and_a_bone_eight_wide() -> None:
+    points = {
+        index: at for name, at in {"nose": (20.0, 20.0), "right_ear": (80.0, 60.0)}.items() for index in HEAD[name]
+    }
+    points |= dict.fromkeys(HEAD["right_eye"], (80.0, 20.0)) | dict.fromkeys(HEAD["left_eye"], (-50.0, -50.0))
+    points |= dict.fromkeys(HEAD["left_ear"], (-50.0, -50.0))
+    shown = (skeleton_map(scattered(*((index, *at) for index, at in points.items())), SIZE) * 255).round()
+    rows, columns = (shown == torch.tensor(JOINTS["right_ear"])[:, None, None]).all(0).nonzero().unbind(1)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (56, 64, 76, 84)
+    assert 8 <= shown[2, :, 50].count_nonzero() <= 9  # the bone's middle, level
+
+
+def test_a_small_head_is_the_large_one_made_small(mesh: Tensor) -> None:
+    large, small = skeleton_map(mesh, SIZE), skeleton_map(mesh / 4, SIZE // 4)
+    drawn = resize(large.amax(0)[None, None], (SIZE // 4, SIZE // 4))[0] > 0
+    assert not (small.amax(0)[None] > 0).logical_and(grow_mask(drawn.float(), 1) == 0).any()
+    assert small.any()
