@@ -41,12 +41,12 @@ def check_control(control_net: Any, image: Tensor | None, strength: float) -> tu
     if control_net is None or image is None:
         lacking = "control_net" if control_net is None else "control_image"
         raise MagiCaptureError(f"{lacking}: control_net and control_image go together; connect both, or neither")
-    check_width(control_net)
+    check_prompt_width("control_net", control_net)
     return control_net, image, strength
 
 
-def check_width(control_net: Any) -> None:
-    """Raises MagiCaptureError for a ControlNet whose prompts are not SD1.5's."""
+def check_prompt_width(name: str, control_net: Any) -> None:
+    """Raises MagiCaptureError for SDXL's and others. name: of the socket."""
     from ..magicapture_core.ldm import PROMPT_DIM
 
     network = getattr(control_net, "control_model", None)
@@ -54,7 +54,7 @@ def check_width(control_net: Any) -> None:
     width = next((value.shape[1] for key, value in weights.items() if key.endswith("attn2.to_k.weight")), PROMPT_DIM)
     if width != PROMPT_DIM:
         raise MagiCaptureError(
-            f"control_net: it is not for SD1.5 (its prompts are {width} wide, not {PROMPT_DIM}); take one for SD1.5"
+            f"{name}: it is not for SD1.5 (its prompts are {width} wide, not {PROMPT_DIM}); take one for SD1.5"
         )
 
 

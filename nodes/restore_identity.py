@@ -12,7 +12,7 @@ from ..magicapture_core.diir.control import STRENGTH as CONTROL_STRENGTH
 from ..magicapture_core.diir.pictures import PERSONAL_PROMPT
 from ..magicapture_core.diir.restorer import GUIDANCE, NUM_STEPS, STRENGTHS, Mode, Walk
 from ..magicapture_core.landmark_maps import Style
-from .controls import check_width
+from .controls import check_prompt_width
 from .masks import split
 from .portraits import face_detector
 from .restore import in_batches, make_guard, match_regions
@@ -237,7 +237,7 @@ def make_control(
 
     if control_net is None:
         return None
-    check_width(control_net)
+    check_prompt_width("control_net", control_net)
     another = None if reference is None else framed(detector, split(reference)[0])
     landmarks = Landmarks(detector=detector, style=style, another=another)
     return lambda faces: (control_net, to_comfy(landmarks(faces)), strength)

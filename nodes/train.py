@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from ..magicapture_core.config import TrainConfig, parse_config
 from ..magicapture_core.types import Face
 from . import folders, patching
+from .collages import collage_inputs, read_controls
 from .concepts import Concept, to_photos
 from .portraits import face_detector
 from .progress import Progress
@@ -34,8 +36,11 @@ from .weights import plain_backbone
 if TYPE_CHECKING:
     from ..magicapture_core.artifact import Artifact
     from ..magicapture_core.backbone import Backbone
+    from ..magicapture_core.collages import Controls
+    from ..magicapture_core.dataset import Mode
     from ..magicapture_core.dino import Dino
     from ..magicapture_core.identity import Recogniser
+    from ..magicapture_core.landmark_maps import Style
 
 
 class TrainMagiCaptureLoRA(io.ComfyNode):
@@ -84,6 +89,7 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
                     "the composed picture's object to the subject's shape and the style's look. Without it there is no "
                     "such loss.",
                 ),
+                *collage_inputs(),
             ],
             outputs=[
                 ArtifactType.Output(display_name="artifact", tooltip="For Composed Prompt Sampler."),
@@ -117,6 +123,9 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
         patience: int = 0,
         more: list[Concept] | None = None,
         object_features: Dino | None = None,
+        skeleton_control_net: Any = None,
+        landmark_control_net: Any = None,
+        landmark_style: Style = "openpose",
     ) -> io.NodeOutput:
         from ..magicapture_core.dataset import check_kind
         from ..magicapture_core.likeness import check_targets
@@ -129,11 +138,14 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
                 check_kind(config, network)
             if face_recognition is not None:
                 notes += check_targets(photos)
-            progress = Progress(cls.hidden.unique_id, config, folders.runs_folder(name))
             recogniser = face_recognition or object_features
+            backbone = backbone_of(model, clip, vae, config, recogniser)
+            given: dict[Mode, Any] = {"skeleton": skeleton_control_net, "landmark": landmark_control_net}
+            controls, unused = read_controls(given, landmark_style, backbone.unet, photos, config)
+            progress = Progress(cls.hidden.unique_id, config, folders.runs_folder(name))
             trained = train(
-                craft(),
-                backbone_of(model, clip, vae, config, recogniser),
+                craft(controls),
+                backbone,
                 photos,
                 config,
                 name=name,
@@ -143,7 +155,8 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
                 train_again=train_again,
                 recogniser=recogniser,
                 detector=face_detector(required=False) if face_recognition is not None else None,
-                notes=notes,
+                notes=[*notes, *unused],
+                networks=[control.net for control in controls.values()],
             )
         return io.NodeOutput(
             trained.made,
@@ -155,14 +168,14 @@ class TrainMagiCaptureLoRA(io.ComfyNode):
         )
 
 
-def craft() -> Craft[Artifact]:
-    """MagiCapture's."""
-    from ..magicapture_core import recipe
+def craft(controls: Controls) -> Craft[Artifact]:
+    """MagiCapture's. controls: what collages are conditioned on."""
+    from ..magicapture_core import collages, recipe
     from ..magicapture_core.kept import result_key
 
     return Craft(
-        result_key=result_key,
-        personalize=recipe.personalize,
+        result_key=partial(result_key, more=collages.tensors(controls)),
+        personalize=partial(recipe.personalize, controls=controls),
         conclude=recipe.conclude,
         save=save,
         load=read_back,

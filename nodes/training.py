@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from comfy_api.latest import io
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..magicapture_core.types import MagiCaptureError
 from . import folders
@@ -139,9 +139,10 @@ def train(
     detector: FaceDetector | None,
     notes: Sequence[str],
     attention_weight: float = 1.0,
+    networks: Sequence[nn.Module] = (),
 ) -> Trained[Made]:
-    """The kept result of these very inputs, or a training. notes: on the photos, for the report. attention_weight: what
-    that loss is multiplied by in the curves."""
+    """The kept result of these very inputs, or a training. notes: for the report. attention_weight: what that loss is
+    multiplied by in the curves. networks: whatever else is spent by it."""
     from ..magicapture_core.kept import Kept
     from ..magicapture_core.watch import Watch
 
@@ -159,7 +160,7 @@ def train(
         result = craft.conclude(result, kept, craft.save_and_check, progress.say)  # where a kill left that to do
         progress.say("Nothing has changed since the last training: its result is returned.")
     else:
-        with card_for(backbone, recogniser) as device:
+        with card_for(backbone, recogniser, networks) as device:
             result = craft.personalize(
                 backbone,
                 photos,
@@ -185,8 +186,10 @@ def train(
 
 
 @contextmanager
-def card_for(backbone: Backbone, recogniser: Recogniser | Dino | None) -> Iterator[torch.device]:
-    """The device to train on, empty before and after. The backbone is spent then."""
+def card_for(
+    backbone: Backbone, recogniser: Recogniser | Dino | None, networks: Sequence[nn.Module]
+) -> Iterator[torch.device]:
+    """The device to train on, empty before and after. The backbone and the networks are spent then."""
     from comfy import model_management
 
     model_management.unload_all_models()
@@ -195,6 +198,8 @@ def card_for(backbone: Backbone, recogniser: Recogniser | Dino | None) -> Iterat
         yield model_management.get_torch_device()
     finally:
         backbone.to(torch.device("meta"), torch.float32)  # frees the weights, even while a traceback holds the modules
+        for network in networks:
+            nn.Module.to(network, "meta")
         if recogniser is not None:
             recogniser.cpu()  # ComfyUI keeps it for the next queue
         gc.collect()
