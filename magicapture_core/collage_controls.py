@@ -38,7 +38,7 @@ def controls_of(nets: Mapping[Mode, Any], style: Style, photos: Photos, detector
     draw: dict[Mode, Draw] = {"skeleton": skeleton_map, "landmark": partial(landmark_map, style=style)}
     people = {name: portraits for name, portraits in photos.items() if side_of(name) == "subject"}
     for name, portraits in people.items():
-        if nets and len(portraits.faces) != len(portraits):
+        if len(portraits.faces) != len(portraits):
             raise MagiCaptureError(
                 f"{name}: a ControlNet needs the face of every photo, and {len(portraits.faces)} of {len(portraits)} "
                 "are known; give photos whose faces are found (FACES of Face Mask), or leave the ControlNet out"
