@@ -125,7 +125,7 @@ def test_what_cannot_be_is_one_line(given, redraw):
         ([], "--lora, --identity: give one of them"),
         ([*who, "--reference", given / "in.png"], "--reference: give --recogniser too"),
         ([*who, "--reference", given / "in.png", "--mode", "swap"], "--reference: give --recogniser too"),
-        ([*who, "--landmark-control", given / "ann.safetensors"], "not a ControlNet for this model"),
+        ([*who, "--landmark-control", given / "ann.safetensors"], "not a ControlNet; take a whole"),
         ([*who, "--prompt", "{subject}"], "prompt: a model without a MagiCapture LoRA has no learned word"),
         (["--identity", given / "none.safetensors"], str(given / "none.safetensors")),
     ):
