@@ -45,7 +45,7 @@ HEIGHTS = (16, 24, 32, 48, 64)  # of a face, in pixels
 LARGE = 192  # side in pixels of the photos before they are made small
 PHOTOS, STRIP = 4, 2  # of each person; kept to look at
 PICTURES = ".png"
-DAMAGE = Walk(strength=0.5, guidance=2.5)
+DAMAGE = Walk(strength=0.5, num_steps=20, guidance=2.5)
 CORE_STAGES = (
     *group.CORE_STAGES, "diir/inversion", "diir/pictures", "diir/restorer", "face_outcomes", "images", "likeness",
 )  # fmt: skip
