@@ -28,9 +28,9 @@ from magicapture_core.dataset import encode
 from magicapture_core.group.attention import shares
 from magicapture_core.group.layout import grid
 from magicapture_core.group.people import Person
-from magicapture_core.group.sampler import generate_group
+from magicapture_core.group.sampler import Predict, delayed, generate_group
 from magicapture_core.images import save_image
-from magicapture_core.sampler import PromptEmbeds, sample, taught, walk
+from magicapture_core.sampler import PromptEmbeds, taught, walk
 from magicapture_core.tokens import Vocabulary
 from magicapture_core.trainer import train
 from magicapture_core.types import LoraLayer
@@ -55,9 +55,11 @@ NUMBER = {2: "two", 3: "three"}
 PLACES = {2: ("on the left", "on the right"), 3: ("on the left", "in the middle", "on the right")}
 BACKGROUND, BACKGROUND_WORD = "in front of a plain blue background", "blue"
 ALONE = (64, 64)  # the canvas of a picture of one person
+SHOT = "a close-up photo"  # in which faces are as large as in the photos that everybody is learned from
+DELAY = 0.4  # of the steps, in which nobody is known yet, whatever the method
 TRAINING: dict[str, Any] = {  # of a person alone, nothing of a style: as was likest of what was tried, see the README
     "inversion": {"num_steps": 16},
-    "tuning": {"num_steps": 384, "tasks": ("source",)},
+    "tuning": {"num_steps": 256, "tasks": ("source",)},
     "loss": {"attention_weight": 0, "identity_weight": 0},
 }
 CORE_STAGES = (
@@ -65,15 +67,32 @@ CORE_STAGES = (
 )  # fmt: skip
 BENCH_STAGES = (*one_photo.BENCH_STAGES[:-1], "group", "methods", "runs")
 
-Wording = Literal["alone", "together"]
+Wording = Literal["alone", "together", "whole"]
 Draw = Callable[[Backbone, Sequence[Person], Wording, dict[str, Any]], Tensor]
 
 
 def about(place: int, count: int, wording: Wording) -> str:
-    """What is said of one person, with `{person}`: as if they were alone, or as in a caption of the whole picture."""
-    if wording == "alone":
+    """What is said of one person, with `{person}`: as if they were alone; that they stand there, one of so many; or the
+    whole caption, in which the others are anybody."""
+    if wording == "alone" or count == 1:
         return "a photo of a {person}"
-    return f"a photo of {NUMBER[count]} people, {PLACES[count][place]} a {{person}}"
+    told = [f"{where} a {'{person}' if at == place else 'person'}" for at, where in enumerate(PLACES[count])]
+    return ", ".join([opening(count), *(told if wording == "whole" else [told[place]])])
+
+
+def opening(count: int) -> str:
+    return f"{SHOT} of {NUMBER[count]} people"
+
+
+def layout(count: int) -> str:
+    """What the first steps are told: so many people, each in their place, and nobody known."""
+    return ", ".join([opening(count), *(f"{where} a person" for where in PLACES[count]), BACKGROUND])
+
+
+def laid_out(backbone: Backbone, predict: Predict, people: Sequence[Person], options: dict[str, Any]) -> Tensor:
+    """Pictures of a method's prediction, begun as `layout` says."""
+    first = round(DELAY * options["num_steps"])
+    return walk(backbone, delayed(backbone, predict, layout(len(people)), first), **options)
 
 
 def prompt_alone(backbone: Backbone, people: Sequence[Person], _wording: Wording, options: dict[str, Any]) -> Tensor:
@@ -86,10 +105,16 @@ def prompt_alone(backbone: Backbone, people: Sequence[Person], _wording: Wording
         if token.name == "subject"
     ]
     told = [f"{where} a {word.placeholder} person" for where, word in zip(PLACES[len(people)], words, strict=True)]
-    prompt = ", ".join([f"a photo of {NUMBER[len(people)]} people", *told, BACKGROUND])
+    prompt = ", ".join([opening(len(people)), *told, BACKGROUND])
     layers = added([kohya.from_kohya(made.lora, kohya.UNET, backbone.unet) for made in artifacts])
-    with lora.applied(backbone.unet, layers), tokens.injected(backbone.text_encoder, words):
-        return sample(backbone, Vocabulary.of(backbone.tokenizer, words), prompt, **options)
+    with tokens.injected(backbone.text_encoder, words):
+        embeds = PromptEmbeds(backbone, Vocabulary.of(backbone.tokenizer, words), ["", prompt]).at(0)
+
+    def predict(_step: int, latents: Tensor, timestep: Tensor) -> Tensor:
+        with lora.applied(backbone.unet, layers):
+            return backbone.unet(latents, timestep, embeds.repeat_interleave(options["num_images"], 0)).sample
+
+    return laid_out(backbone, predict, people, options)
 
 
 def added(loras: Sequence[lora.State]) -> lora.State:
@@ -122,11 +147,13 @@ def pass_by_pass(backbone: Backbone, people: Sequence[Person], _wording: Wording
                 blended += place * unet(latents, timestep, embed.repeat_interleave(count, 0)).sample
         return blended
 
-    return walk(backbone, predict, **options)
+    return laid_out(backbone, predict, people, options)
 
 
 def regions(backbone: Backbone, people: Sequence[Person], _wording: Wording, options: dict[str, Any]) -> Tensor:
-    return generate_group(backbone, people, BACKGROUND, **options)
+    if len(people) == 1:
+        return generate_group(backbone, people, BACKGROUND, **options)
+    return generate_group(backbone, people, BACKGROUND, layout=layout(len(people)), delay=DELAY, **options)
 
 
 class Method(NamedTuple):
@@ -171,7 +198,7 @@ class Run:
     method: str
     count: int
     group: int
-    wording: Wording = "together"
+    wording: Wording = "alone"
     split: Split = "test"
 
     @classmethod

@@ -15,6 +15,8 @@ from ..types import LoraLayer
 from .attention import Branch, Regions, acting
 from .people import Person, check_base, check_people
 
+Predict = Callable[[int, Tensor, Tensor], Tensor]  # of `walk`
+
 
 @torch.no_grad()
 def generate_group(
@@ -24,21 +26,49 @@ def generate_group(
     *,
     negative_prompt: str = "",
     num_images: int = 1,
+    num_steps: int = 30,
+    layout: str = "",
+    delay: float = 0.0,
     **options: Any,
 ) -> Tensor:
     """Pictures [B,3,H,W] in 0..1 of the people in their regions, and of what the prompt says everywhere else.
 
     The learned words of one are unknown to the others, so that two may have the same. The negative prompt holds
-    everywhere. One person whose mask is full is what `sampler.generate` makes of `Person.text`. options: of
-    `sampler.walk`. Raises MagiCaptureError for what `check_people` and `sampler.taught` refuse.
+    everywhere. One person whose mask is full is what `sampler.generate` makes of `Person.text`. layout, delay: as
+    `delayed` has them, the first steps as a share of all, 0..1. options: of `sampler.walk`. Raises MagiCaptureError for
+    what `check_people` and `sampler.taught` refuse.
     """
-    predict = group_predictor(backbone, people, prompt, negative_prompt)
-    return walk(backbone, predict, num_images=num_images, **options)
+    predict = delayed(
+        backbone,
+        group_predictor(backbone, people, prompt, negative_prompt),
+        layout,
+        round(delay * num_steps),
+        negative_prompt=negative_prompt,
+    )
+    return walk(backbone, predict, num_images=num_images, num_steps=num_steps, **options)
 
 
-def group_predictor(
-    backbone: Backbone, people: Sequence[Person], prompt: str, negative_prompt: str = ""
-) -> Callable[[int, Tensor, Tensor], Tensor]:
+def delayed(backbone: Backbone, predict: Predict, layout: str, num_first: int, *, negative_prompt: str = "") -> Predict:
+    """The same but for the first steps, so many: these the prompt `layout` makes alone, which knows nobody and says how
+    many there are and where.
+
+    A LoRA of photos of one person alone draws one person, and how many there are is settled in the first steps; as
+    FastComposer (arXiv 2305.10431) delays its subjects.
+    """
+    check_base(layout)
+    with taught(backbone, None) as vocabulary:
+        embeds = PromptEmbeds(backbone, vocabulary, [negative_prompt, layout])
+
+    def predict_delayed(step: int, latents: Tensor, timestep: Tensor) -> Tensor:
+        if step >= num_first:
+            return predict(step, latents, timestep)
+        rows = embeds.at(int(timestep)).repeat_interleave(len(latents) // 2, 0)
+        return backbone.unet(latents, timestep, rows).sample
+
+    return predict_delayed
+
+
+def group_predictor(backbone: Backbone, people: Sequence[Person], prompt: str, negative_prompt: str = "") -> Predict:
     """One pass of the UNet as `walk` asks for it. Raises as `generate_group`."""
     unet = backbone.unet
     check_base(prompt, negative_prompt)

@@ -14,7 +14,7 @@ from magicapture_core.group.layout import grid
 from magicapture_core.group.people import Person
 from magicapture_core.images import load_photo, save_image
 from magicapture_core.lora import applied
-from magicapture_core.sampler import generate
+from magicapture_core.sampler import PromptEmbeds, generate
 from magicapture_core.types import LoraLayer
 from portraitbench import group, group_report, lines, report, runs
 from portraitbench.group import BACKGROUND, CANVAS, METHODS, OURS, PEOPLE, PROMPT, Run
@@ -58,7 +58,8 @@ def test_everybody_in_a_group_is_somebody_else_and_groups_stay_what_they_are():
         assert members[3] == Run(method=PROMPT, count=count, group=3).members
 
 
-def test_where_all_are_the_same_person_passes_and_regions_are_the_plain_sampler(backbone, artifact):
+def test_where_all_are_the_same_person_passes_and_regions_are_the_plain_sampler(backbone, artifact, monkeypatch):
+    monkeypatch.setattr(group, "DELAY", 0.0)
     masks = grid(1, 2, CANVAS[2])
     people = [Person(made=artifact, mask=mask, prompt="a photo of a {person}") for mask in masks]
     plain = generate(backbone, artifact, people[0].text(BACKGROUND), **OPTIONS)
@@ -70,16 +71,29 @@ def test_where_all_are_the_same_person_passes_and_regions_are_the_plain_sampler(
 
 def test_the_prompt_alone_names_everybody_with_a_word_of_their_own(backbone, artifact, monkeypatch):
     asked = []
-    monkeypatch.setattr(group, "sample", lambda _backbone, vocabulary, prompt, **_: asked.append((vocabulary, prompt)))
+
+    def embedded(backbone, vocabulary, prompts):
+        asked.append((vocabulary, prompts[1]))
+        return PromptEmbeds(backbone, vocabulary, prompts)
+
+    monkeypatch.setattr(group, "PromptEmbeds", embedded)
     people = [Person(made=artifact, mask=mask) for mask in grid(1, 3, CANVAS[3])]
-    METHODS[PROMPT].draw(backbone, people, "alone", OPTIONS)
+    METHODS[PROMPT].draw(backbone, people, "alone", {**OPTIONS, "num_images": 1, "size": CANVAS[3]})
     [(vocabulary, prompt)] = asked
     assert prompt == (
-        "a photo of three people, on the left a <person_1> person, in the middle a <person_2> person, on the right a "
-        "<person_3> person, in front of a plain blue background"
+        "a close-up photo of three people, on the left a <person_1> person, in the middle a <person_2> person, on the "
+        "right a <person_3> person, in front of a plain blue background"
     )
     ids = [vocabulary.encode([f"<person_{number}>"])[0, 1] for number in (1, 2, 3)]
     assert len(set(map(int, ids))) == 3
+
+
+def test_every_method_begins_with_nobody_known(backbone, artifact, monkeypatch):
+    monkeypatch.setattr(group, "DELAY", 1.0)
+    people = [Person(made=artifact, mask=mask) for mask in grid(1, 2, CANVAS[2])]
+    nobody = generate(backbone, None, group.layout(2), **OPTIONS)
+    for method in METHODS.values():
+        torch.testing.assert_close(method.draw(backbone, people, "alone", OPTIONS), nobody, atol=1e-3, rtol=0)
 
 
 def test_loras_are_added_up(backbone):
@@ -97,7 +111,11 @@ def test_loras_are_added_up(backbone):
 
 def test_what_is_said_of_one_person():
     assert group.about(1, 3, "alone") == "a photo of a {person}"
-    assert group.about(1, 3, "together") == "a photo of three people, in the middle a {person}"
+    assert group.about(1, 3, "together") == "a close-up photo of three people, in the middle a {person}"
+    assert group.about(1, 2, "whole") == (
+        "a close-up photo of two people, on the left a person, on the right a {person}"
+    )
+    assert group.about(0, 1, "whole") == "a photo of a {person}"
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------
