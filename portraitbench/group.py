@@ -59,7 +59,7 @@ SHOT = "a close-up photo"  # in which faces are as large as in the photos that e
 DELAY = 0.4  # of the steps, in which nobody is known yet, whatever the method
 TRAINING: dict[str, Any] = {  # of a person alone, nothing of a style: as was likest of what was tried, see the README
     "inversion": {"num_steps": 16},
-    "tuning": {"num_steps": 256, "tasks": ("source",)},
+    "tuning": {"num_steps": 384, "tasks": ("source",)},
     "loss": {"attention_weight": 0, "identity_weight": 0},
 }
 CORE_STAGES = (
