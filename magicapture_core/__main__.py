@@ -203,6 +203,19 @@ def build_parser() -> argparse.ArgumentParser:
         help='instead of masks, left, top, right and bottom of each region from 0 to 1: "0,0,.5,1; .5,0,1,1". '
         "Without either they stand side by side",
     )
+    group.add_argument(
+        "--layout",
+        default="",
+        metavar="TEXT",
+        help="how many people there are and where, with nobody named: this prompt alone makes the first steps",
+    )
+    group.add_argument(
+        "--delay",
+        type=diir_command.share,
+        default=0.4,
+        metavar="X",
+        help="of a --layout, its share of the steps (%(default)s)",
+    )
     group.add_argument("--size", type=group_command.pixels, metavar="WIDTHxHEIGHT", help="the model's own by default")
     _add_sampling(group, "the whole picture: where they are, the light, the style")
     _add_count(group)

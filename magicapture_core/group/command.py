@@ -38,6 +38,8 @@ def group(arguments: Namespace) -> Result:
             guidance=arguments.guidance,
             seed=arguments.seed,
             size=arguments.size,
+            layout=arguments.layout,
+            delay=arguments.delay if arguments.layout else 0.0,
             on_step=lambda step, num_steps: bar.update(),
         )
     regions = arguments.output / "group-regions.png"

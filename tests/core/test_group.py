@@ -254,6 +254,19 @@ def test_nobody_strong_enough_to_act_leaves_the_picture_of_the_text(backbone, ar
     assert torch.equal(picture(backbone, [person], "a photo"), plain)
 
 
+def test_the_first_steps_are_the_layouts_alone_and_the_others_the_peoples(backbone, artifact):
+    people = [Person(made=artifact, mask=mask, prompt="a {person}") for mask in halves()]
+    plain = sampler.generate(backbone, None, "a photo of two people", num_steps=4, size=SIZE)
+    begun = {delay: picture(backbone, people, layout="a photo of two people", delay=delay, num_steps=4)
+             for delay in (0.0, 0.5, 1.0)}  # fmt: skip
+    assert torch.equal(begun[1.0], plain)
+    assert torch.equal(begun[0.0], picture(backbone, people, num_steps=4))
+    assert not torch.equal(begun[0.5], begun[0.0])
+    assert (begun[0.5] - plain).abs().mean() < (begun[0.0] - plain).abs().mean()
+    with pytest.raises(MagiCaptureError, match="names nobody there"):
+        picture(backbone, people, layout="two people and {person}", delay=0.5)
+
+
 def test_a_step_is_one_pass_however_many_there_are(backbone, artifact, identity):
     for number in (1, 2, 3):
         calls = []

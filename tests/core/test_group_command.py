@@ -13,6 +13,7 @@ from magicapture_core.group.people import Person
 from magicapture_core.group.sampler import generate_group
 from magicapture_core.images import load_mask, load_photo, save_image
 from magicapture_core.marks import read_mark
+from magicapture_core.sampler import generate
 from magicapture_core.sefi import identity as identities
 from tests.core.test_sefi_command import identity
 from tests.small import random_artifact
@@ -41,6 +42,13 @@ def save_mask(path, columns, width=96):
     mask[..., columns] = 1
     save_image(mask, path)
     return path
+
+
+def test_a_layout_makes_the_first_steps(people, tmp_path, backbone):
+    asked = group(tmp_path, *people, size="96x64", layout="a photo of two people", delay=1)
+    assert main(asked) == 0
+    plain = generate(backbone, None, "a photo of two people", num_steps=2, size=(64, 96))
+    torch.testing.assert_close(load_photo(tmp_path / "group-0.png"), plain[0], atol=1 / 255, rtol=0)
 
 
 def test_a_lora_and_an_identity_side_by_side(backbone, people, tmp_path, capsys):
