@@ -19,6 +19,7 @@ from .diir.control import STRENGTH as CONTROL_STRENGTH
 from .diir.restorer import GUIDANCE, NUM_STEPS, Mode
 from .face_outcomes import MAX_LIKENESS_LOSS
 from .group import command as group_command
+from .group.people import DELAY
 from .prompts import COMPOSED_PROMPT
 from .sefi import command as sefi_command
 from .types import MagiCaptureError, Side
@@ -212,7 +213,7 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--delay",
         type=diir_command.share,
-        default=0.4,
+        default=DELAY,
         metavar="X",
         help="of a --layout, its share of the steps (%(default)s)",
     )

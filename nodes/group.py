@@ -9,6 +9,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..magicapture_core.group.people import DELAY
 from ..magicapture_core.types import MagiCaptureError
 from .controls import check_control, control_sockets, with_control
 from .sampling import Shot, odd_size, sample, sampler_sockets
@@ -124,6 +125,22 @@ class GroupPortraitSampler(io.ComfyNode):
                 *sampler_sockets("The first picture's seed; the next pictures use the next numbers."),
                 io.Int.Input("count", default=1, min=1, max=64, tooltip="How many pictures to make."),
                 *control_sockets(),
+                text_input(
+                    "layout",
+                    "",
+                    "How many people there are and where, with no name in it, such as: a photo of two people side by "
+                    "side. Alone it makes the first steps. Empty: the people act from the first step on.",
+                    optional=True,
+                ),
+                io.Float.Input(
+                    "delay",
+                    default=DELAY,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="The share of the steps that the layout makes, where there is one.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="images", tooltip="The pictures, one batch."),
@@ -149,6 +166,8 @@ class GroupPortraitSampler(io.ComfyNode):
         control_net: Any = None,
         control_image: Tensor | None = None,
         control_strength: float = 1.0,
+        layout: str = "",
+        delay: float = DELAY,
         **settings: Any,
     ) -> io.NodeOutput:
         from ..magicapture_core.group.people import check_people, overlaps
@@ -156,7 +175,7 @@ class GroupPortraitSampler(io.ComfyNode):
 
         people = check_people([fitted(person, (height, width)) for person in group])
         control = check_control(control_net, control_image, control_strength)
-        model, positive, negatives = apply_group(people, model, clip, prompt, negative)
+        model, positive, negatives = apply_group(people, model, clip, prompt, negative, layout.strip(), delay)
         if control:
             positive, negatives = with_control(positive, negatives, *control)
         shot = Shot(model, positive, negatives)

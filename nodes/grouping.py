@@ -27,15 +27,19 @@ if TYPE_CHECKING:
     from ..magicapture_core.group.people import Person
 
 KEY = "magicapture_group"  # of the wrappers, and of the people's texts in a conditioning and on their way to the UNet
+LAYOUT = "magicapture_layout"  # in a conditioning, what it says in the first steps
 COMPILED = "torch.compile"  # what ComfyUI calls the wrapper of a compiled MODEL
 SIDES = ("keys", "values")
 
 
-def apply_group(people: Sequence[Person], model: Any, clip: Any, prompt: str, negative: str) -> tuple[Any, Any, Any]:
+def apply_group(
+    people: Sequence[Person], model: Any, clip: Any, prompt: str, negative: str, layout: str = "", delay: float = 0.0
+) -> tuple[Any, Any, Any]:
     """MODEL, positive and negative in whose pictures the people stand in their regions, whatever samples them.
 
-    prompt: of the whole picture, behind each person's own. Raises MagiCaptureError for models that are not SD1.5's, for
-    a compiled one, for a LoRA that MODEL or CLIP had before, and for a name in what is said of the whole picture.
+    prompt: of the whole picture, behind each person's own. layout, delay: where given, a prompt that makes the first
+    steps alone, and their share of all, 0..1. Raises MagiCaptureError for models that are not SD1.5's, for a compiled
+    one, for a LoRA that MODEL or CLIP had before, and for a name in what is said of the whole picture.
     """
     from comfy.patcher_extension import WrappersMP
 
@@ -43,16 +47,21 @@ def apply_group(people: Sequence[Person], model: Any, clip: Any, prompt: str, ne
     from ..magicapture_core.group.people import check_base
 
     check_sd1(model, clip)
-    check_base(prompt, negative)
+    check_base(prompt, negative, layout)
     if model.get_wrappers(WrappersMP.APPLY_MODEL, COMPILED):
         raise MagiCaptureError("model: it is compiled, and the regions cannot reach inside; take Torch Compile out")
     members = [join(person, model, clip, prompt, negative) for person in people]
     layers, positives, negatives = zip(*members, strict=True)
     regions = Regions([person.region for person in people])
     model = model.clone()
-    model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, partial(hand_over, len(people)))
+    model.add_wrapper_with_key(
+        WrappersMP.CALC_COND_BATCH, KEY, partial(hand_over, len(people), delay if layout else 0.0)
+    )
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, partial(in_regions, regions, layers))
-    return model, with_texts(encode(clip, prompt), positives), with_texts(encode(clip, negative), negatives)
+    positive = with_texts(encode(clip, prompt), positives)
+    if layout:
+        positive = [[tensor, {**more, LAYOUT: encode(clip, layout)[0][0]}] for tensor, more in positive]
+    return model, positive, with_texts(encode(clip, negative), negatives)
 
 
 class Text(NamedTuple):
@@ -123,6 +132,7 @@ def find_layers(artifact: Artifact, model: Any) -> dict[str, LoraLayer]:
 
 def hand_over(
     count: int,
+    delay: float,
     executor: Callable[..., Any],
     model: Any,
     conds: Sequence[Any],
@@ -130,10 +140,34 @@ def hand_over(
     sigma: Tensor,
     options: dict[str, Any],
 ) -> Any:
-    """Around one step's prediction, of all prompts: the people's texts of this noise level go beside them."""
+    """Around one step's prediction, of all prompts: the people's texts of this noise level go beside them; in the first
+    steps, a share `delay` of all, the layout's prompt goes alone."""
+    if is_first(delay, sigma, options["transformer_options"].get("sample_sigmas")):
+        return executor(model, [group and [laid_out(cond) for cond in group] for group in conds], x, sigma, options)
     timestep = int(model.model_sampling.timestep(sigma.max()).clamp(0, NUM_TIMESTEPS - 1))
     conds = [group and [with_people(cond, count, timestep) for cond in group] for group in conds]
     return executor(model, conds, x, sigma, options)
+
+
+def is_first(delay: float, sigma: Tensor, sigmas: Tensor | None) -> bool:
+    """Whether a call at noise level `sigma` belongs to the first steps. sigmas: [K+1] falling, of the whole sampling;
+    None where its sampler told none, which has no first steps."""
+    if sigmas is None:
+        return False
+    last = float(sigmas[round(delay * (len(sigmas) - 1))])
+    return delay > 0 and float(sigma.max()) > last * (1 + 1e-5)
+
+
+def laid_out(cond: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a prompt that says what its layout says; where it has none, as the negative one, itself."""
+    from comfy.conds import CONDCrossAttn
+
+    layout = cond.get(LAYOUT)
+    return (
+        cond
+        if layout is None
+        else {**cond, "model_conds": {**cond["model_conds"], "c_crossattn": CONDCrossAttn(layout)}}
+    )
 
 
 def with_people(cond: dict[str, Any], count: int, timestep: int) -> dict[str, Any]:
@@ -161,9 +195,11 @@ def in_regions(
     transformer_options: dict[str, Any],
     **kwargs: Any,
 ) -> Tensor:
-    """Around one call of the UNet. layers: of each person."""
+    """Around one call of the UNet. layers: of each person. In the first steps there is nobody yet."""
     from ..magicapture_core.group.attention import Branch, acting
 
+    if f"{KEY}_0_keys" not in kwargs:
+        return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
     unet, branches = executor.class_obj, []
     for number, own in enumerate(layers):
         keys, values = (kwargs.pop(f"{KEY}_{number}_{side}") for side in SIDES)

@@ -65,9 +65,11 @@ def strength_input(name: str, tooltip: str, optional: bool = False) -> Any:
     return io.Float.Input(name, default=1.0, **bounds, tooltip=tooltip, optional=optional)
 
 
-def text_input(name: str, default: str, tooltip: str) -> Any:
+def text_input(name: str, default: str, tooltip: str, optional: bool = False) -> Any:
     """Several lines of prompt, taken as they are: braces in them are learned words."""
-    return io.String.Input(name, default=default, multiline=True, dynamic_prompts=False, tooltip=tooltip)
+    return io.String.Input(
+        name, default=default, multiline=True, dynamic_prompts=False, tooltip=tooltip, optional=optional
+    )
 
 
 def show(report: str, images: Tensor | None = None, cls: Any = None) -> dict[str, Any]:

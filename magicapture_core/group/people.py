@@ -16,6 +16,7 @@ from ..sefi.identity import SefiIdentity
 from ..types import MagiCaptureError
 
 ALONE = f"a photo of {SLOT}"  # of somebody of whom nothing is said
+DELAY = 0.4  # of the steps, those that a layout makes where there is one
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,7 +67,7 @@ def check_base(*prompts: str) -> None:
     for prompt in prompts:
         if SLOT in prompt:
             raise MagiCaptureError(
-                f"prompt, negative: {SLOT} names nobody there; write it in the prompt of the person who is meant"
+                f"prompt, negative, layout: {SLOT} names nobody there; write it in the prompt of the person meant"
             )
         fill_prompt(prompt, None)
 

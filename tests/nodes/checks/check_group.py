@@ -151,6 +151,29 @@ def check_a_step_is_one_call_however_many_there_are(pack, loaded):
     assert logs[0] == logs[1] == logs[2]
 
 
+def check_the_first_steps_are_the_layouts_alone(pack, loaded):
+    """Bit for bit those of the plain chain; all of them at a delay of 1; and those after them are the people's."""
+    import comfy.sample
+
+    group = [person(pack, random_artifact(pack), mask) for mask in halves()]
+    layout, found = "a photo of two people", {}
+    shots = {
+        delay: part(pack, "nodes.grouping").apply_group(group, *loaded[:2], BASE, NEGATIVE, layout, delay)
+        for delay in (0.0, 0.5, 1.0)
+    }
+    for name, (model, positive, negative) in {**shots, "plain": plain(*loaded[:2], layout)}.items():
+        found[name] = seen = []
+        start = wide_noise()
+        comfy.sample.sample(
+            model, start, 4, 4.0, "dpmpp_2m", "karras", positive, negative, torch.zeros_like(start), seed=0,
+            disable_pbar=True, callback=lambda _step, x0, _x, _total, seen=seen: seen.append(x0.clone()),
+        )  # fmt: skip
+    assert all(map(torch.equal, found[1.0], found["plain"]))
+    assert all(map(torch.equal, found[0.5][:2], found["plain"][:2]))
+    assert not torch.allclose(found[0.5][2], found["plain"][2], atol=1e-3)
+    assert not torch.allclose(found[0.0][0], found["plain"][0], atol=1e-3)
+
+
 def check_the_nodes_make_a_picture_and_leave_the_model_alone(pack, loaded):
     nodes = part(pack, "nodes.group")
     left, right = halves(32, 48)  # of another size than the picture
