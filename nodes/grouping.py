@@ -54,9 +54,8 @@ def apply_group(
     layers, positives, negatives = zip(*members, strict=True)
     regions = Regions([person.region for person in people])
     model = model.clone()
-    model.add_wrapper_with_key(
-        WrappersMP.CALC_COND_BATCH, KEY, partial(hand_over, len(people), delay if layout else 0.0)
-    )
+    delay = delay if layout else 0.0
+    model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, partial(hand_over, len(people), delay))
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, partial(in_regions, regions, layers))
     positive = with_texts(encode(clip, prompt), positives)
     if layout:
@@ -162,12 +161,9 @@ def laid_out(cond: dict[str, Any]) -> dict[str, Any]:
     """A copy of a prompt that says what its layout says; where it has none, as the negative one, itself."""
     from comfy.conds import CONDCrossAttn
 
-    layout = cond.get(LAYOUT)
-    return (
-        cond
-        if layout is None
-        else {**cond, "model_conds": {**cond["model_conds"], "c_crossattn": CONDCrossAttn(layout)}}
-    )
+    if LAYOUT not in cond:
+        return cond
+    return {**cond, "model_conds": {**cond["model_conds"], "c_crossattn": CONDCrossAttn(cond[LAYOUT])}}
 
 
 def with_people(cond: dict[str, Any], count: int, timestep: int) -> dict[str, Any]:
