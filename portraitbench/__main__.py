@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -196,42 +196,46 @@ def make_parser() -> argparse.ArgumentParser:
     one_photo = add_bench(
         commands.add_parser("one-photo", help="the second bench: SeFi-IDE, an identity out of one photo"),
         "one_photo",
-        {"people": (3, None)},
-        {"people": (10, "of the main table"), "swept": (4, "people of the sweeps")},
+        measured={"people": (10, "of the main table"), "swept": (4, "people of the sweeps")},
+        tuned={"people": (3, None)},
     )
     prompts = one_photo.add_parser("prompts", help="which edits the untouched model obeys at all")
     prompts.set_defaults(run=run_one_photo_prompts)
     add_bench(
         commands.add_parser("group", help="the third bench: several people, each in their place"),
         "group",
-        {"groups": (3, "of each size")},
-        {"groups": (12, "of each size")},
+        measured={"groups": (12, "of each size")},
+        tuned={"groups": (3, "of each size")},
     )
     add_bench(
         commands.add_parser("small-faces", help="the fourth bench: faces too small to be anybody's, restored"),
         "small_faces",
-        {"people": (2, None)},
-        {"people": (6, None)},
+        measured={"people": (6, None)},
     )
     return parser
 
 
-def add_bench(parser: argparse.ArgumentParser, bench: str, tuned: Counts, measured: Counts) -> Any:
-    """tuned, measured: what `tune` and `run` count, with how many by default and words on it. Returns its commands."""
+def add_bench(parser: argparse.ArgumentParser, bench: str, measured: Counts, tuned: Counts | None = None) -> Any:
+    """measured, tuned: what `run` and `tune` count, with how many by default and words on it; None where nothing is
+    tuned. Returns its commands."""
     parser.set_defaults(bench=bench)
     commands = parser.add_subparsers(required=True)
-    tune = commands.add_parser("tune", help="choose settings on people that no table holds")
-    runs = commands.add_parser("run", help="measure the methods; finished runs are kept")
-    for command, counted, run in ((tune, tuned, run_bench_tune), (runs, measured, run_bench_run)):
-        for name, (default, text) in counted.items():
-            command.add_argument(f"--{name}", type=int, default=default, help=text)
-        command.add_argument("--workers", type=int, default=1, help=WORKERS_HELP)
-        command.set_defaults(run=run, counts=list(counted))
+    if tuned:
+        tune = commands.add_parser("tune", help="choose settings on people that no table holds")
+        add_counts(tune, tuned, run_bench_tune)
+    add_counts(commands.add_parser("run", help="measure the methods; finished runs are kept"), measured, run_bench_run)
     report = commands.add_parser("report", help="write the table of all finished runs to results/, and print it")
     report.set_defaults(run=run_bench_report)
     bars = commands.add_parser("bars", help="what it must show; exit 1 where it does not")
     bars.set_defaults(run=run_bench_bars)
     return commands
+
+
+def add_counts(parser: argparse.ArgumentParser, counted: Counts, run: Callable[[argparse.Namespace], None]) -> None:
+    for name, (default, text) in counted.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=text)
+    parser.add_argument("--workers", type=int, default=1, help=WORKERS_HELP)
+    parser.set_defaults(run=run, counts=list(counted))
 
 
 def main() -> None:

@@ -1,9 +1,8 @@
-"""The fourth bench's table, bars and picture grid, and the choice of how far a face goes."""
+"""The fourth bench's table, bars and picture grid."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -22,8 +21,6 @@ METRICS = {
     "lowered": "accepted, yet less alike",
 }  # fmt: skip
 TITLES = {name: method.title for name, method in METHODS.items()}
-STRENGTHS, GUIDANCES = (0.3, 0.5, 0.7), (1.5, 2.5, 5.0)
-TUNING_HEIGHTS = (24, 32)
 RAISED = (16, 24, 32, 48)  # heights at which the mean must rise
 
 
@@ -35,33 +32,6 @@ def table_runs(people: int = PEOPLE) -> list[Run]:
         for height in HEIGHTS
         for method in METHODS
     ]
-
-
-def tuning_runs(people: int) -> list[Run]:
-    """The methods that know the person, at every strength and guidance, on people that no table holds."""
-    return [
-        Run(method=method, height=height, person=person, strength=strength, guidance=guidance, split="tuning")
-        for person in range(people)
-        for method in METHODS
-        if method != "nobody"
-        for height in TUNING_HEIGHTS
-        for strength in STRENGTHS
-        for guidance in GUIDANCES
-    ]
-
-
-def tuning_scores(lines: Iterable[Line]) -> dict[str, dict[str, dict[str, float]]]:
-    """method -> strength and guidance -> means over people and heights."""
-    found: dict[str, dict[str, list[Mapping[str, float]]]] = defaultdict(lambda: defaultdict(list))
-    for line in lines:
-        found[line["method"]][f"strength {line['strength']}, guidance {line['guidance']}"].append(line["figures"])
-    return {
-        method: {
-            way: {metric: round(mean(one[metric] for one in figures), 4) for metric in ("csim_before", "csim")}
-            for way, figures in ways.items()
-        }
-        for method, ways in found.items()
-    }
 
 
 def table_lines(lines: Iterable[Line]) -> list[dict[str, Any]]:
