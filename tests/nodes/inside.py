@@ -15,6 +15,7 @@ import inspect
 import json
 import sys
 import traceback
+from copy import deepcopy
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -49,6 +50,32 @@ def start_comfy(tree: Path, folder: Path) -> None:
     folder_paths.set_temp_directory(str(folder / "temp"))
 
 
+def remember_texts() -> None:
+    """The checks encode the same few texts again and again: each once by the same weights and learned words."""
+    from comfy.sd1_clip import SD1ClipModel
+
+    encode, known = SD1ClipModel.encode_token_weights, {}
+
+    def remembered(model: Any, tokens: Any) -> Any:
+        net = getattr(model, model.clip)
+        asked = (net.layer, net.layer_idx, net.return_projected_pooled)
+        key = (model.current_weight_patches_uuid, asked, frozen(tokens))
+        if key not in known:
+            known[key] = encode(model, tokens)
+        return deepcopy(known[key])
+
+    SD1ClipModel.encode_token_weights = remembered
+
+
+def frozen(value: Any) -> Any:
+    """A key for tokens, which hold vectors where a word is a learned one."""
+    if isinstance(value, dict):
+        return tuple((key, frozen(value[key])) for key in value)
+    if isinstance(value, list | tuple):
+        return tuple(map(frozen, value))
+    return value.float().numpy().tobytes() if hasattr(value, "numpy") else value
+
+
 @cache
 def load_checkpoint(path: Path) -> Any:
     import comfy.sd
@@ -72,6 +99,7 @@ def run(checkpoint: Path, folder: Path, only: str = "check_*") -> dict[str, str]
     import torch
 
     results = {}
+    remember_texts()
     sys.path.append(str(HERE / "checks"))  # they share helpers
     pack = load_module(str(PACK), PACK / "__init__.py", PACK)
     asyncio.run(asyncio.run(pack.comfy_entrypoint()).get_node_list())
