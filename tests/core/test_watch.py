@@ -2,6 +2,7 @@
 
 import shutil
 from contextlib import closing
+from functools import cache
 from typing import Any
 
 import pytest
@@ -53,6 +54,12 @@ def run(folder, **options: Any):
         **options,
     )
     return result, looks
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """By patience: the run that nothing stops, made once."""
+    return cache(lambda patience: run(tmp_path_factory.mktemp("whole"), watch={"patience": patience}))
 
 
 def lora_of(files):
@@ -111,8 +118,8 @@ def test_the_most_alike_step_of_phase_2_is_saved_beside_the_last(tmp_path):
     assert missing_files(kept.folder) == [str(result.best_files[0])]
 
 
-def test_when_patience_runs_out_the_training_ends(tmp_path):
-    whole, _ = run(tmp_path / "whole")
+def test_when_patience_runs_out_the_training_ends(tmp_path, undisturbed):
+    whole, _ = undisturbed(0)
     likenesses = whole.told.likenesses
     end = next(n for n in range(1, 7) if n - 1 - likenesses.index(max(likenesses[:n])) == 1)
     assert end < 6
@@ -141,10 +148,10 @@ class Stopper:
 
 @pytest.mark.parametrize("patience", [0, 1])
 @pytest.mark.parametrize("stop", [{"step": 2}, {"step": 5}, {"sampling": 2 * 3 * 4 + 3}, {"sampling": 2 * 3 * 3 + 1}])
-def test_a_stop_forgets_no_look(tmp_path, stop, patience):
+def test_a_stop_forgets_no_look(tmp_path, undisturbed, stop, patience):
     """After a step, or within the 2 x 3 samplings of a look: resumed, all is as if the run had never been stopped."""
     stopper, watch = Stopper(**stop), {"patience": patience}
-    whole, seen = run(tmp_path / "whole", watch=watch)
+    whole, seen = undisturbed(patience)
     with pytest.raises(Stop):
         run(tmp_path / "stopped", on_step=stopper.on_step, watch={**watch, "on_sampling": stopper.on_sampling})
     resumed, looks = run(tmp_path / "stopped", watch=watch)
@@ -155,10 +162,10 @@ def test_a_stop_forgets_no_look(tmp_path, stop, patience):
         assert not left or same(lora_of(left), lora_of(right))
 
 
-def test_a_kill_after_any_look_loses_no_candidate(tmp_path, monkeypatch):
+def test_a_kill_after_any_look_loses_no_candidate(tmp_path, undisturbed, monkeypatch):
     """The state of step 5 and all that lies beside it after step 6's look: the best of the resumed run is found."""
+    whole, _ = undisturbed(0)
     monkeypatch.setattr(fitting, "STATE_EVERY", 5)
-    whole, _ = run(tmp_path / "whole")
 
     def copy(step):
         if step.step == 7:
