@@ -22,7 +22,9 @@ from tests.small import same
 
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
+    """And one picture of each edit: that its figure is there is all that is asked."""
     monkeypatch.setattr(runs, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(runs, "EDITED", 1)
 
 
 def test_the_true_pictures_teach_the_style_and_every_figure_is_there(folders):
@@ -41,7 +43,6 @@ def hasty(folders, monkeypatch):
     """Three optimizer steps, few pictures in few steps: what is drawn means nothing."""
     monkeypatch.setattr(methods, "PASSES", 64)
     monkeypatch.setattr(runs, "MADE", 2)
-    monkeypatch.setattr(runs, "EDITED", 1)
     monkeypatch.setattr(runs, "SAMPLING", {"num_steps": 2, "guidance": 2.5})
 
 
@@ -95,6 +96,7 @@ def test_a_rival_is_trained_by_its_own_loss(hasty, monkeypatch):
 
 def test_the_demo_shows_the_truth_beside_what_was_learned(tmp_path, monkeypatch):
     monkeypatch.setattr(methods, "PASSES", 64)
+    monkeypatch.setitem(demo.SAMPLING, "num_steps", 2)
 
     made = demo.run(tmp_path, lambda total, text: tqdm(total=total, desc=text, disable=True))
     page = (tmp_path / "report.html").read_text()
