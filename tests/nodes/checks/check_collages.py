@@ -111,11 +111,9 @@ def check_both_take_turns_and_stay_as_they_are(pack, loaded):
         report = node.execute(**given).args[-1]
     assert not steps.seen
     assert "Nothing has changed" in report
-    changes = ({"landmark_style": "mediapipe"}, {"landmark_control_net": nets[0]}, {"skeleton_control_net": None})
-    for change in changes:
-        with Steps(cancel_at=1) as steps, contextlib.suppress(comfy.model_management.InterruptProcessingException):
-            node.execute(**(given | change))
-        assert steps.seen, change
+    with Steps(cancel_at=1) as steps, contextlib.suppress(comfy.model_management.InterruptProcessingException):
+        node.execute(**(given | {"landmark_style": "mediapipe"}))
+    assert steps.seen
 
     with Steps(cancel_at=4), contextlib.suppress(comfy.model_management.InterruptProcessingException):
         node.execute(**(given | {"name": "torn"}))
