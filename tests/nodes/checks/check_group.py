@@ -161,7 +161,7 @@ def check_the_first_steps_are_the_layouts_alone(pack, loaded):
         delay: part(pack, "nodes.grouping").apply_group(group, *loaded[:2], BASE, NEGATIVE, layout, delay)
         for delay in (0.0, 0.5, 1.0)
     }
-    for name, (model, positive, negative) in {**shots, "plain": plain(*loaded[:2], layout)}.items():
+    for name, (model, positive, negative) in {**shots, "plain": plain(loaded[0], loaded[1], layout)}.items():
         found[name] = seen = []
         start = wide_noise()
         comfy.sample.sample(
