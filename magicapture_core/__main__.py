@@ -22,7 +22,7 @@ from .group import command as group_command
 from .group.people import DELAY
 from .prompts import COMPOSED_PROMPT
 from .sefi import command as sefi_command
-from .types import MagiCaptureError, Side
+from .types import Dismissed, MagiCaptureError, Side
 
 CANCELLED, BAD_INPUT = 130, 2
 
@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, train_command.Cancelled) as stopped:
         print(f"magicapture {arguments.command}: cancelled. {stopped}".rstrip(), file=sys.stderr)
         return CANCELLED
+    except Dismissed:
+        return 0
     if arguments.json:
         print(json.dumps(result))
     else:

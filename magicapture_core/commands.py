@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .backbone import Backbone
+    from .crew import Crew
     from .sefi.identity import SefiIdentity
 
 SHEET = Path("overlays", "contact-sheet.jpg")  # not beside the squares: their folder is one of photos
@@ -30,11 +31,11 @@ Result = dict[str, Any]
 Command = Callable[[Namespace], Result]
 
 
-def progress(total: int, text: str) -> Any:
+def progress(total: int, text: str, is_shown: bool = True) -> Any:
     """A bar on standard error."""
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=text, file=sys.stderr, dynamic_ncols=True)
+    return tqdm(total=total, desc=text, file=sys.stderr, dynamic_ncols=True, disable=not is_shown)
 
 
 def run_demo(arguments: Namespace) -> Result:
@@ -132,6 +133,15 @@ def pick_device(name: str | None) -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def find_crew(device: str | None) -> Crew:
+    """Of this process alone, or of those that a launcher has started with it, with the device of this one."""
+    import torch
+
+    from .crew import Crew, is_launched, join_crew
+
+    return join_crew(device) if is_launched() else Crew(device=torch.device(pick_device(device)))
 
 
 def generate(arguments: Namespace) -> Result:

@@ -42,7 +42,7 @@ def estimate(opened: AbstractContextManager[TrainingRun]) -> Estimate:
     elsewhere it is counted: weights, 16 bytes a trained number under AdamW, and the activations that a pass keeps.
     """
     with opened as run:
-        num_items = {phase: len(run.items(phase, 0)) for phase in run.phases}
+        num_items = {phase: len(run.crew.share(run.items(phase, 0))) for phase in run.phases}
         phase = run.dearest_phase
         batches = _a_group(run, phase)
         parts, kept_bytes = (run.backbone.unet, run.backbone.text_encoder), 0

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 import torch
 
 from .artifact import NAME_LENGTH, check_name
+from .crew import ALONE, Crew
 from .estimate import Estimate, estimate
 from .images import save_image
 from .kept import Kept, Result, Told
 from .memory import is_out_of_memory
-from .run import AnyRun, RunConfig, TrainStep, advance, go_back_to
+from .run import AnyRun, RunConfig, State, TrainStep, advance, go_back_to
 from .sharing import add_preview
 from .types import MagiCaptureError
 from .watch import Look, Watch
@@ -97,6 +99,7 @@ def fit(
     on_step: Callable[[TrainStep[AnyRun]], None],
     watch: Watch | None,
     say: Callable[[str], None],
+    crew: Crew = ALONE,
 ) -> Result:
     """Prepare, train, look, save. The backbone is moved to the device and the configuration's precision.
 
@@ -104,19 +107,24 @@ def fit(
     and raise whatever it likes to stop: the state is then on the disk, as it is when a loss is not a number, and the
     next call with the same inputs and `resume` goes on from it, bit for bit. Where memory runs out, the same run goes
     on by itself with less of it, which `say` tells. watch: when the run is looked at; the pictures lie in
-    `Kept.samples` and `Kept.looks`, and the most alike scored step is saved as NAME_best.
+    `Kept.samples` and `Kept.looks`, and the most alike scored step is saved as NAME_best. crew: of several processes,
+    each calls this with the same inputs; the first returns the result, and the others raise Dismissed.
     """
     check_name(name)
     check_weights(method.backbone)
     method.backbone.to(torch.device(device), resolve_dtype(method.config, torch.device(device)))
-    if not resume:
+    if not resume and crew.is_first:
         kept.drop_work()
 
     def attempt(config: RunConfig) -> Result:
         fitted = replace(method, config=config)
-        opened = fitted.prepare()
-        on_estimate(estimate(opened()))
+        with crew.together(), crew.first_before_others():
+            opened = partial(manned, fitted.prepare(), crew)
         state, told = kept.load_state()
+        crew.check_alike(len(told.history))
+        if not crew.is_first:
+            follow(opened, state, crew)
+        on_estimate(estimate(opened()))
         looking = Looking(method=fitted, watch=watch, told=told, kept=kept, say=say)
         resumed_from, result = len(told.history), None
 
@@ -136,8 +144,9 @@ def fit(
                 go_back_to(run, state)
                 looking.look(run, resumed_from)
                 if looking.is_over:
+                    crew.dismiss()
                     return conclude_(finish(run))
-        with opened() as run, closing(advance(run, state)) as steps:
+        with opened() as run, closing(crew.led(advance(run, state))) as steps:
             for step in _kept_at_a_fault(steps, keep):
                 told.add(step.losses)
                 if step.step == step.num_steps:  # kept before anyone can say stop
@@ -161,6 +170,20 @@ def fit(
         return conclude_(result)
 
     return within_memory(attempt, method.config, method.most_items, method.smaller, say)
+
+
+def follow(opened: Callable[[], AbstractContextManager[AnyRun]], state: State, crew: Crew) -> NoReturn:
+    """A training in all processes but the first: its steps, and nothing else. Raises Dismissed when it is over."""
+    with opened() as run, closing(advance(run, state)) as steps:
+        crew.follow(steps)
+
+
+@contextmanager
+def manned(opened: Callable[[], AbstractContextManager[AnyRun]], crew: Crew) -> Iterator[AnyRun]:
+    """A fresh run whose steps this crew does."""
+    with opened() as run:
+        run.crew = crew
+        yield run
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -20,6 +20,7 @@ from .artifact import Artifact, check_name
 from .class_images import class_images
 from .collages import Controls
 from .config import TrainConfig
+from .crew import ALONE, Crew
 from .dataset import Dataset, check_kind, check_photos, encode, step_items, with_classes
 from .dino import Dino
 from .estimate import Estimate
@@ -52,6 +53,7 @@ def personalize(
     on_step: Callable[[TrainStep[Run]], None] = lambda step: None,
     watch: Watch | None = None,
     say: Callable[[str], None] = lambda text: None,
+    crew: Crew = ALONE,
 ) -> Result:
     """Encode, invert, tune, save, as `fit` does.
 
@@ -92,6 +94,7 @@ def personalize(
         on_step=on_step,
         watch=watch,
         say=say,
+        crew=crew,
     )
     if rows := result.told.history[config.num_steps - config.clone_steps :]:
         for line in collages.told(rows, collages.modes(controls)):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from . import optimizers
 from .config import OptimizerName
+from .crew import ALONE, Crew
 from .objective import Terms
 from .sampler import sample
 from .tokens import Vocabulary
@@ -153,6 +154,7 @@ class TrainingRun(ABC):
     phases: Mapping[str, int]
     vocabulary: Vocabulary
     objective: Objective
+    crew: Crew = ALONE  # the processes that share the items of a step
 
     def __init__(self, backbone: Backbone, config: RunConfig) -> None:
         self.backbone, self.config = backbone, config
@@ -241,16 +243,13 @@ class TrainingRun(ABC):
         """
         for group in self._optimizer.param_groups:
             group["lr"] = group["base"] * fraction_left
-        items, size = self.items(phase, step), self.config.batch_size
-        sums = torch.zeros(len(Terms._fields), device=self.device)
-        num_identity = 0
-        for start in range(0, len(items), size):
-            batch = self.draw(items[start : start + size])
-            sums += self.backward(batch, phase, share=1 / len(items))
-            num_identity += self.num_identity(batch)
+        items = self.items(phase, step)
+        with self.crew.together():
+            sums = self._gradients(items, phase)
+        self.crew.add_up(sums, self.trainable())
         self._scaler.unscale_(self._optimizer)
         norm = nn.utils.clip_grad_norm_(self.trainable(), self.config.max_grad_norm)
-        *read, length = torch.cat([sums, norm[None]]).tolist()
+        *read, num_identity, length = torch.cat([sums, norm[None]]).tolist()
         means = Terms(*read)
         total = means.weighed(self.weights(phase))
         self._check_numbers(phase, step, total, length)
@@ -259,7 +258,18 @@ class TrainingRun(ABC):
         self._optimizer.zero_grad(set_to_none=True)
         if math.isfinite(length):
             self.moved(phase, fraction_left)
-        return LossTerms(**means._asdict(), total=total, num_identity=num_identity)
+        return LossTerms(**means._asdict(), total=total, num_identity=round(num_identity))
+
+    def _gradients(self, items: Sequence[Any], phase: str) -> Tensor:
+        """Those of this process's share of the items, each weighing the same -> the terms' sums, and how many items
+        were asked for a likeness."""
+        mine, size = self.crew.share(items), self.config.batch_size
+        sums, num_identity = torch.zeros(len(Terms._fields), device=self.device), 0
+        for start in range(0, len(mine), size):
+            batch = self.draw(mine[start : start + size])
+            sums += self.backward(batch, phase, share=1 / len(items))
+            num_identity += self.num_identity(batch)
+        return torch.cat([sums, sums.new_tensor([num_identity])])
 
     def backward(self, batch: Batch, phase: str, share: float) -> Tensor:
         """Add the gradient of one forward pass, each item weighing `share`. Returns the terms, each its weighed sum."""

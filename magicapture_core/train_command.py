@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from . import artifact as artifacts
-from .commands import Result, pick_device, progress, read_backbone, read_portraits
+from .commands import Result, find_crew, progress, read_backbone, read_portraits
 from .config import PRESETS, TrainConfig, parse_config
 from .types import MagiCaptureError, PhotoNote, Photos, Side, concept_name, side_of
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from . import kept
     from .backbone import Backbone
     from .collages import Controls
+    from .crew import Crew
     from .dataset import Mode
     from .dino import Dino
     from .estimate import Estimate
@@ -46,6 +47,7 @@ def train(arguments: Namespace) -> Result:
 
     artifacts.check_name(arguments.name)
     config = read_config(arguments)
+    crew = find_crew(arguments.device)
     photos, photo_notes = read_photos(arguments, config)
     config = with_words_for(photos, config)
     backbone = read_backbone(arguments.checkpoint)
@@ -54,7 +56,7 @@ def train(arguments: Namespace) -> Result:
     recogniser, notes = read_recogniser(arguments, photos, config)
     check_kind(config, recogniser)
     controls = read_controls(arguments, backbone, photos, config)
-    with attended(config.num_steps, arguments.resume) as bar:
+    with attended(config.num_steps, arguments.resume, crew) as bar:
         watch = Watch(
             every=arguments.look_every or max(1, config.num_steps // LOOKS),
             patience=arguments.patience,
@@ -70,12 +72,13 @@ def train(arguments: Namespace) -> Result:
             save=lambda made: list(artifacts.save(made, arguments.output)),
             recogniser=recogniser,
             controls=controls,
-            device=pick_device(arguments.device),
+            device=crew.device,
             resume=arguments.resume,
             on_estimate=bar.estimated,
             on_step=bar.stepped,
             watch=watch,
             say=bar.say,
+            crew=crew,
         )
     said: Result = {"lora": str(result.files[0]), "embeddings": [str(file) for file in result.files[1:]]}
     said |= {"photos": [str(note) for note in [*photo_notes, *notes]]}
@@ -209,7 +212,8 @@ class Attendant:
         self._bar, self._stopped, self._resume = bar, stopped, resume
 
     def say(self, text: str) -> None:
-        self._bar.write(text, file=sys.stderr)
+        if not self._bar.disable:
+            self._bar.write(text, file=sys.stderr)
 
     def estimated(self, estimate: Estimate) -> None:
         self.say(f"estimate: {estimate}")
@@ -234,23 +238,31 @@ class Attendant:
 
 
 @contextmanager
-def attended(num_steps: int, resume: bool) -> Iterator[Attendant]:
-    """resume: whether the user asked for it, and is to hear what came of it."""
-    with progress(num_steps, "training") as bar, stoppable() as stopped:
+def attended(num_steps: int, resume: bool, crew: Crew) -> Iterator[Attendant]:
+    """resume: whether the user asked for it, and is to hear what came of it. Of a crew the first process alone is
+    heard."""
+    with progress(num_steps, "training", is_shown=crew.is_first) as bar, stoppable() as stopped:
         yield Attendant(bar, stopped, resume)
 
 
 @contextmanager
 def stoppable() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C inside the block is remembered until it is asked for, so that no step is torn; a second one interrupts."""
+    """Ctrl-C inside the block is remembered until it is asked for, so that no step is torn; a second one interrupts.
+
+    So is SIGTERM, by which launchers and clusters ask a process to end.
+    """
     asked: list[int] = []
 
     def remember(*_: Any) -> None:
         asked.append(1)
-        signal.signal(signal.SIGINT, before)
+        restore()
 
-    before = signal.signal(signal.SIGINT, remember)
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: bool(asked)
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()

@@ -29,6 +29,10 @@ class MagiCaptureError(Exception):
     """Something the user can mend. The message is one line that names the input and the remedy."""
 
 
+class Dismissed(Exception):
+    """A run by several processes is over; the first of them tells of it, this one has nothing to add."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Face:
     """One face in one picture, in that picture's pixels.

@@ -49,7 +49,7 @@ BASE = PRESETS["tiny"]
 FAMILIES = ("attributes", "accessories", "backgrounds")
 # What a run's figures depend on, beside the weights and the tiny model.
 CORE_STAGES = (
-    "attention", "backbone", "config", "dataset", "diffusion", "face_nets", "faces", "kohya", "lora", "losses",
+    "attention", "backbone", "config", "crew", "dataset", "diffusion", "face_nets", "faces", "kohya", "lora", "losses",
     "objective", "optimizers", "prompts", "restore", "run", "sampler", "sefi/config", "sefi/identity",
     "sefi/objective", "sefi/stages", "sefi/trainer", "small_recognisers", "tflite", "tokens", "vocabulary",
 )  # fmt: skip

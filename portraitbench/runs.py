@@ -38,9 +38,9 @@ SAMPLING: dict[str, Any] = {"num_steps": 20, "guidance": 2.5}
 SIZE = 64
 # What a run's figures depend on: the stages of the core that train and sample, the world, the measures, all weights.
 CORE_STAGES = (
-    "attention", "backbone", "collages", "config", "dataset", "diffusion", "face_nets", "faces", "halves", "heatmaps",
-    "identity", "kohya", "lora", "losses", "objective", "optimizers", "prompts", "restore", "run", "sampler",
-    "small_recognisers", "tflite", "tokens", "trainer", "vocabulary",
+    "attention", "backbone", "collages", "config", "crew", "dataset", "diffusion", "face_nets", "faces", "halves",
+    "heatmaps", "identity", "kohya", "lora", "losses", "objective", "optimizers", "prompts", "restore", "run",
+    "sampler", "small_recognisers", "tflite", "tokens", "trainer", "vocabulary",
 )  # fmt: skip
 ONLY_TELL = ("__main__", "bars", "check", "demo", "lines", "report", "samples", "sheet", "table", "tune")
 OTHER_BENCHES = ("one_photo", "group", "small_faces")  # what their sources begin with, which have keys of their own

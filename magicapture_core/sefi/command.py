@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..artifact import check_name
-from ..commands import Result, pick_device, read_backbone
+from ..commands import Result, find_crew, read_backbone
 from ..train_command import LOOKS, TINY_NOTE, attended, read_toml, told
 from ..types import MagiCaptureError, PhotoNote, Portraits
 from .config import PRESETS, SefiConfig, parse_sefi_config
@@ -26,12 +26,13 @@ def sefi(arguments: Namespace) -> Result:
 
     check_name(arguments.name)
     config = read_config(arguments)
+    crew = find_crew(arguments.device)
     detector = find_detector(is_needed=arguments.recogniser is not None)
     portraits, notes = read_photos(arguments.photo, config.resolution, detector)
     backbone = read_backbone(arguments.checkpoint)
     recogniser = load_recogniser(arguments.recogniser) if arguments.recogniser else None
     folder = arguments.output / "magicapture" / arguments.name
-    with attended(config.num_steps, arguments.resume) as bar:
+    with attended(config.num_steps, arguments.resume, crew) as bar:
         for note in notes:
             bar.say(str(note))
         result = recipe.personalize(
@@ -42,7 +43,7 @@ def sefi(arguments: Namespace) -> Result:
             folder=folder,
             save=lambda made: list(save(made, arguments.output)),
             recogniser=recogniser,
-            device=pick_device(arguments.device),
+            device=crew.device,
             resume=arguments.resume,
             on_estimate=bar.estimated,
             on_step=bar.stepped,
@@ -53,6 +54,7 @@ def sefi(arguments: Namespace) -> Result:
                 on_sampling=bar.sampling,
             ),
             say=bar.say,
+            crew=crew,
         )
     identity, embedding = result.files
     said: Result = {"identity": str(identity), "embedding": str(embedding)}

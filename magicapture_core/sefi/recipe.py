@@ -17,6 +17,7 @@ import torch
 
 from .. import fitting
 from ..artifact import check_name
+from ..crew import ALONE, Crew
 from ..dataset import encode_images
 from ..estimate import Estimate
 from ..fitting import Method, fit
@@ -55,6 +56,7 @@ def personalize(
     on_step: Callable[[TrainStep[SefiRun]], None] = lambda step: None,
     watch: Watch | None = None,
     say: Callable[[str], None] = lambda text: None,
+    crew: Crew = ALONE,
 ) -> Result:
     """Encode, train, save, as `fit` does. portraits: one photo is enough; their masks play no part.
 
@@ -78,6 +80,7 @@ def personalize(
         on_step=on_step,
         watch=watch,
         say=say,
+        crew=crew,
     )
     say(describe_balance(result.told.history, config))
     return result

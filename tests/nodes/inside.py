@@ -1,10 +1,11 @@
 """Runs the checks of tests/nodes/checks inside a ComfyUI process, with that tree's own Python, and writes what failed.
 
-    <tree>/.venv/bin/python inside.py TREE RESULTS.json FOLDER CHECKPOINT [check_FILE]
+    <tree>/.venv/bin/python inside.py TREE RESULTS.json FOLDER CHECKPOINT newest|older [check_FILE]
 
 Every function `check_*` of the check files is called with its arguments by name out of: `pack` (the pack as ComfyUI
 imports it), `checkpoint` (path), `loaded` (MODEL, CLIP, VAE of the checkpoint, under inference mode as in a node),
 `tmp_path`. FOLDER holds what the checks may write. The checkpoint is read once: every check gets clones of its own.
+In an older ComfyUI those that are marked `newest_alone` are left out, and are not in the results.
 """
 
 from __future__ import annotations
@@ -94,11 +95,12 @@ def cloned(path: Path) -> Any:
     return model.clone(), clip.clone(), vae
 
 
-def run(checkpoint: Path, folder: Path, only: str = "check_*") -> dict[str, str]:
+def run(checkpoint: Path, folder: Path, extent: str, only: str = "check_*") -> dict[str, str]:
     """Name of each check -> empty, or its traceback."""
     import torch
 
     results = {}
+    give_back = load_module("memory", HERE.parent / "memory.py").give_back
     remember_texts()
     sys.path.append(str(HERE / "checks"))  # they share helpers
     pack = load_module(str(PACK), PACK / "__init__.py", PACK)
@@ -108,7 +110,8 @@ def run(checkpoint: Path, folder: Path, only: str = "check_*") -> dict[str, str]
     for path in sorted((HERE / "checks").glob(f"{only}.py")):
         checks = inspect.getmembers(load_module(path.stem, path), inspect.isfunction)
         for name, check in checks:
-            if not name.startswith("check_"):
+            is_left_out = extent == "older" and hasattr(check, "newest_alone")
+            if is_left_out or not name.startswith("check_"):
                 continue
             scratch = folder / "scratch" / path.stem / name
             scratch.mkdir(parents=True)
@@ -122,11 +125,12 @@ def run(checkpoint: Path, folder: Path, only: str = "check_*") -> dict[str, str]
                 results[f"{path.stem}.{name}"] = ""
             except Exception:  # whatever a check raises is its result; the test that asked shows it and fails
                 results[f"{path.stem}.{name}"] = traceback.format_exc()
+            give_back()
     return results
 
 
 if __name__ == "__main__":
     tree, results, folder, checkpoint = map(Path, sys.argv[1:5])
-    only = sys.argv[5:]
+    extent_and_only = sys.argv[5:]
     start_comfy(tree, folder)
-    results.write_text(json.dumps(run(checkpoint, folder, *only)), encoding="utf-8")
+    results.write_text(json.dumps(run(checkpoint, folder, *extent_and_only)), encoding="utf-8")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from check_training import Steps, as_bytes, inputs, same
+from extent import newest_alone
 
 HINT_WIDTHS = ((3, 16), (16, 16), (16, 32), (32, 32), (32, 96), (96, 96), (96, 256), (256, 320))
 
@@ -87,6 +88,7 @@ def check_its_weights_say_the_same_as_in_comfyui(pack, loaded):
         assert (ours - theirs).abs().max() < 0.01 * theirs.abs().max()
 
 
+@newest_alone
 def check_both_take_turns_and_stay_as_they_are(pack, loaded):
     """The report tells each mode; a cancel among the collages goes on bit for bit; the same again is kept."""
     import comfy.model_management
@@ -122,6 +124,7 @@ def check_both_take_turns_and_stay_as_they_are(pack, loaded):
     assert all(torch.equal(again.lora[key], weight) for key, weight in artifact.lora.items())
 
 
+@newest_alone
 def check_one_is_enough(pack, loaded):
     node = module(pack, "nodes.train").TrainMagiCaptureLoRA.PREPARE_CLASS_CLONE(None)
     given = given_with(pack, loaded, "alone", landmark_control_net=load_control_net(loaded), clone_steps=2)
@@ -131,6 +134,7 @@ def check_one_is_enough(pack, loaded):
     assert "clone phase: no ControlNet for skeleton" in report
 
 
+@newest_alone
 def check_without_collages_it_is_said_and_nothing_trains_anew(pack, loaded):
     node = module(pack, "nodes.train").TrainMagiCaptureLoRA.PREPARE_CLASS_CLONE(None)
     given = given_with(pack, loaded, "unused", clone_steps=0)

@@ -10,6 +10,7 @@ from check_attention import UNetLog, encode, noise, record, sample
 from check_restore import part, refused
 from check_sampling import attached, compose, control_net, stock
 from crafted import random_artifact, random_identity
+from extent import newest_alone
 
 TEXT = "a photo of <person> holding a ball"
 
@@ -263,6 +264,7 @@ def check_a_batch_of_one_prompt_is_that_prompt(pack, loaded):
 # -- prompts -----------------------------------------------------------------------------------------------------------
 
 
+@newest_alone
 def check_variants_are_the_words_in_their_place(pack, checkpoint):
     """Weighted, twice in a text, beside another, across the chunk of 77: each as a learned word of its own gives it."""
     loaded = load_fp32(checkpoint)

@@ -7,6 +7,7 @@ import torch
 from check_photos import refused, run_face_mask
 from check_restore import part
 from check_training import inputs
+from extent import newest_alone
 
 
 def save_dino(pack, name="dino_deitsmall16_pretrain.pth"):
@@ -56,6 +57,7 @@ def check_photos_without_masks_say_so(pack):
         run_face_mask(pack, images, 64, shape="own")
 
 
+@newest_alone
 def check_training_with_object_features(pack, loaded):
     """The term is there, the network is back on the CPU, and each kind takes its own network alone."""
     train, settings = part(pack, "nodes.train"), part(pack, "magicapture_core.config")

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from check_restore import part, refused, samples
 from check_training import inputs
+from extent import newest_alone
 
 
 def save_network(pack, name="models/antelopev2/glintr100.onnx", seed=0):
@@ -94,10 +95,11 @@ def check_taesd_is_that_of_the_previews(pack):
     torch.testing.assert_close(taesd.load_taesd(path).decode(latents).sample, theirs.decode(latents))
 
 
+@newest_alone
 def check_training_with_a_recogniser(pack, loaded):
     """The term is there, the network is back on the CPU as it was, and another network trains anew."""
     train, types = part(pack, "nodes.train"), part(pack, "magicapture_core.types")
-    terms = part(pack, "magicapture_core.kept").TERMS
+    terms, parse_config = part(pack, "magicapture_core.kept").TERMS, part(pack, "magicapture_core.config").parse_config
     face = types.Face(
         box=torch.tensor([16.0, 16, 48, 48]),
         landmarks=torch.tensor([[25.0, 27], [39, 27], [32, 34], [26, 41], [38, 41]]),
@@ -108,9 +110,9 @@ def check_training_with_a_recogniser(pack, loaded):
     def run(**changes):
         node = train.TrainMagiCaptureLoRA.PREPARE_CLASS_CLONE(None)
         given = inputs(pack, loaded, name="known", style_faces=[face, face], **changes)
-        given["settings"] = given["settings"].model_copy(
-            update={"loss": given["settings"].loss.model_copy(update={"identity_max_timestep": 1000})}
-        )
+        settings = {**given["settings"].model_dump(), "inversion": {"num_steps": 1}, "tuning": {"num_steps": 1}}
+        settings["loss"]["identity_max_timestep"] = 1000
+        given["settings"] = parse_config(settings)
         report = node.execute(**given).args[-1]
         [kept] = [path for path in folder.glob("result-*.json") if path not in seen]
         seen.append(kept)

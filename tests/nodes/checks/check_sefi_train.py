@@ -8,6 +8,7 @@ from check_attention import encode
 from check_identity import TEXT, applied, predictions, without_stages
 from check_restore import part, refused
 from check_training import Steps, as_bytes, same
+from extent import newest_alone
 
 STEPS = 3
 
@@ -49,6 +50,7 @@ def identities(name="*"):
     return sorted(Path(folder_paths.get_folder_paths("sefi_identities")[0]).glob(f"{name}.safetensors"))
 
 
+@newest_alone
 def check_cancel_resume_keep_and_use(pack, loaded):
     """Cancel within a step, the models untouched; the same again ends as if it had never stopped; then it is kept."""
     import folder_paths

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from crafted import random_artifact
+from extent import newest_alone
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 
@@ -144,6 +145,7 @@ def check_cancel_resume_and_keep(pack, loaded):
     assert steps.seen, "a deleted file trains again"
 
 
+@newest_alone
 def check_out_of_memory_is_one_line_and_the_next_queue_goes_on(pack, loaded):
     """In the second step: what to do is said, the models stay as they are, and the first step is not lost."""
     node, types = module(pack, "nodes.train").TrainMagiCaptureLoRA, module(pack, "magicapture_core.types")
@@ -167,6 +169,7 @@ def check_out_of_memory_is_one_line_and_the_next_queue_goes_on(pack, loaded):
     assert min(step for step in steps.seen if step) == 2, steps.seen
 
 
+@newest_alone
 def check_more_people_and_styles_join_the_training(pack, loaded):
     """A person and a style from two chained nodes: a word and an embedding for each, called as told or by number."""
     import folder_paths
