@@ -129,7 +129,7 @@ def test_killed_while_the_result_is_written(tmp_path: Path, whole: tuple[Path, L
     shutil.copytree(last, tmp_path / "end")
     end = live(tmp_path / "end")
     assert_whole(tmp_path / "end", whole[0])
-    for kill_at in random.Random(0).sample(range(end.saving + 1, end.touches + 1), 5):
+    for kill_at in random.Random(0).sample(range(end.saving + 1, end.touches + 1), 2):
         folder = tmp_path / str(kill_at)
         shutil.copytree(last, folder)
         life = live(folder, kill_at=kill_at)
