@@ -134,7 +134,8 @@ def test_of_a_hidden_face_nothing_is_left_and_around_it_everything():
     distance = torch.minimum((x - 20).hypot(y - 20) - 9.5, (x - 70).hypot(y - 30) - 6)
     hidden = hide_faces(image, faces)
     assert torch.equal(hidden[:, distance > 1], image[:, distance > 1])
-    assert torch.equal(hidden[:, distance < 0], torch.tensor(MEAN)[:, None].expand(3, int((distance < 0).sum())))
+    touched = distance < 0.25  # of a pixel's middle to the edge: most of it may lie outside
+    assert torch.equal(hidden[:, touched], torch.tensor(MEAN)[:, None].expand(3, int(touched.sum())))
     inside = (hidden != image).any(0)
     assert torch.equal(hide_faces(torch.where(inside, other, image), faces), hidden)
 

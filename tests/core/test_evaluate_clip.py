@@ -96,8 +96,12 @@ def test_a_picture_is_seen_as_openai_does(size):
     torch.testing.assert_close(found, expected, atol=2.5 / 255, rtol=0)
 
 
-def test_a_picture_that_is_one_line_is_seen():
-    assert prepare(image(1, 300), SIZE).shape == (3, SIZE, SIZE)
+def test_nothing_is_seen_that_no_picture_can_show():
+    """Next to a hard edge bicubic overshoots, beyond black and white; of one line of pixels the middle is seen."""
+    found = prepare((image(1, 300) > 0.5).float(), SIZE)
+    assert found.shape == (3, SIZE, SIZE)
+    colours = found * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
+    torch.testing.assert_close(torch.stack(colours.aminmax()), torch.tensor([0.0, 1.0]), atol=1e-6, rtol=0)
 
 
 def test_a_folder_of_the_vision_half_is_the_same_without_words(model, tmp_path):
