@@ -334,6 +334,7 @@ def test_prompts_of_another_form_are_refused(given, evaluate, tmp_path, text):
     assert code == 2
     assert f"{made / 'prompts.json'}: " in said
     assert said.endswith('it has to be JSON such as {"file name": "prompt"}')
+    assert evaluate(made)[0] == 0  # nothing asks for prompts
 
 
 def test_weights_that_give_no_number_are_named(given, evaluate, tmp_path):
