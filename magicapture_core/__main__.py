@@ -17,6 +17,7 @@ from . import commands, train_command
 from .diir import command as diir_command
 from .diir.control import STRENGTH as CONTROL_STRENGTH
 from .diir.restorer import GUIDANCE, NUM_STEPS, Mode
+from .evaluate import command as evaluate_command
 from .face_outcomes import MAX_LIKENESS_LOSS
 from .group import command as group_command
 from .group.people import DELAY
@@ -293,6 +294,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="this face alone, counted from 0 from the left; otherwise all become the person's",
     )
     _add_comparison(diir)
+
+    evaluate_command.add_arguments(
+        command("evaluate", evaluate_command.evaluate, "generated pictures measured: likeness, style, prompt, beauty")
+    )
 
     inspect = command("inspect", commands.inspect, "what the file of a LoRA or of an identity holds")
     inspect.add_argument("file", type=Path)
