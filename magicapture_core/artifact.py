@@ -17,7 +17,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from .files import place, written_beside
+from .files import place, write_weights, written_beside
 from .kohya import TEXT_ENCODER, read_layers
 from .metadata import (
     IDENTITY,
@@ -207,10 +207,8 @@ def sentence(artifact: Artifact, words: Mapping[str, str]) -> str:
 
 
 def _written(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> AbstractContextManager[Path]:
-    from safetensors.torch import save_file
-
     plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    return written_beside(path, lambda file: save_file(plain, file, metadata=metadata))
+    return written_beside(path, lambda file: write_weights(plain, file, metadata))
 
 
 # -- load --------------------------------------------------------------------------------------------------------------

@@ -64,6 +64,17 @@ def place(beside: Path, path: Path) -> None:
             raise
 
 
+def write_weights(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Into a .safetensors file. Raises OSError, as all writing does, where there is no room or no right to."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), path, metadata)
+    except SafetensorError as error:
+        raise OSError(f"{path.parent}: nothing can be written there: {error}") from error
+
+
 def read_weights(path: Path) -> Any:
     """What a .safetensors file holds; any other as torch reads it with weights_only, which runs nothing of the file.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -113,8 +113,6 @@ def fit(
     check_name(name)
     check_weights(method.backbone)
     method.backbone.to(torch.device(device), resolve_dtype(method.config, torch.device(device)))
-    if not resume and crew.is_first:
-        kept.drop_work()
 
     def attempt(config: RunConfig) -> Result:
         fitted = replace(method, config=config)
@@ -143,18 +141,18 @@ def fit(
             with opened() as run:
                 go_back_to(run, state)
                 looking.look(run, resumed_from)
-                if looking.is_over:
+                if looking.is_over(resumed_from):
                     crew.dismiss()
                     return conclude_(finish(run))
         with opened() as run, closing(crew.led(advance(run, state))) as steps:
             for step in _kept_at_a_fault(steps, keep):
                 told.add(step.losses)
-                if step.step == step.num_steps:  # kept before anyone can say stop
-                    result = finish(run)
                 try:
+                    if step.step == step.num_steps:  # before anyone can say stop
+                        result = finish(run)
                     looking.look(run, step.step)
                     on_step(step)
-                    if result is None and looking.is_over:
+                    if result is None and looking.is_over(step.step):
                         result = finish(run)
                 except BaseException:  # the host's own way to say stop may be none of Exception's
                     if result is None:
@@ -166,10 +164,13 @@ def fit(
                     break
                 if step.step % STATE_EVERY == 0:
                     keep(step)
-        assert result is not None  # a state is only kept before the last step
+        assert result is not None  # a state of the last step is over
         return conclude_(result)
 
-    return within_memory(attempt, method.config, method.most_items, method.smaller, say)
+    with kept.locked() if crew.is_first else nullcontext():
+        if not resume and crew.is_first:
+            kept.drop_work()
+        return within_memory(attempt, method.config, method.most_items, method.smaller, say)
 
 
 def follow(opened: Callable[[], AbstractContextManager[AnyRun]], state: State, crew: Crew) -> NoReturn:
@@ -219,17 +220,19 @@ class Looking(Generic[AnyRun, Made]):
         self.watch.on_look(look)
 
     def was_cut_off(self, step: int) -> bool:
-        """Whether the run stopped after this step before its look was done, or before anyone saw that it was over."""
+        """Whether the run stopped after this step before its look was done, or before it could end as one that is
+        over."""
         is_missing = (
             self.watch is not None
             and self.watch.is_due(step, self.method.config.num_steps)
             and step > self.told.looked_at
         )
-        return step > 0 and (is_missing or self.is_over)
+        return step > 0 and (is_missing or self.is_over(step))
 
-    @property
-    def is_over(self) -> bool:
-        return self.watch is not None and self.watch.is_out_of_patience(self.told.likenesses)
+    def is_over(self, step: int) -> bool:
+        """After the last step, whose state is kept where its files could not be written, and at the end of patience."""
+        is_last = step == self.method.config.num_steps
+        return is_last or (self.watch is not None and self.watch.is_out_of_patience(self.told.likenesses))
 
 
 def conclude(

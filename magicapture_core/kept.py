@@ -10,9 +10,9 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -24,7 +24,7 @@ from .class_images import class_nouns
 from .config import TrainConfig
 from .dataset import check_photos
 from .dino import Dino
-from .files import write_atomic
+from .files import write_atomic, write_weights
 from .identity import Recogniser
 from .types import Face, LossTerms, MagiCaptureError, Photos, Portraits
 
@@ -103,13 +103,11 @@ class Kept:
         return self.folder / f"state-{self.key[:16]}.safetensors"
 
     def save_state(self, state: dict[str, Tensor], told: Told) -> None:
-        from safetensors.torch import save_file
-
         self.folder.mkdir(parents=True, exist_ok=True)
         rows = {"history": (told.history, len(TERMS)), "looks": (told.looks, 2)}
         tensors = {name: torch.tensor(row, dtype=torch.float64).reshape(-1, n) for name, (row, n) in rows.items()}
         tensors |= {"looked_at": torch.tensor(told.looked_at)}
-        write_atomic(self.state_file, lambda file: save_file(state | tensors, file))
+        write_atomic(self.state_file, lambda file: write_weights(state | tensors, file))
 
     def load_state(self) -> tuple[dict[str, Tensor], Told]:
         """Both empty where there is none. Raises MagiCaptureError for a damaged one."""
@@ -127,6 +125,24 @@ class Kept:
             ) from error
         history, looks = state.pop("history").tolist(), state.pop("looks").tolist()
         return state, Told(history=history, looks=looks, looked_at=int(state.pop("looked_at")))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Inside the block no other process does the same training, which would write over this one's state.
+
+        Raises MagiCaptureError where one does it already. A process that is killed lets go.
+        """
+        from filelock import FileLock, Timeout
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.folder / f"lock-{self.key[:16]}", timeout=0):
+                yield
+        except Timeout as error:
+            raise MagiCaptureError(
+                f"{self.folder.name}: the same training is running in another process; wait for it, or take another "
+                "name"
+            ) from error
 
     @property
     def result_file(self) -> Path:
@@ -171,7 +187,7 @@ class Kept:
         shutil.rmtree(self._candidates, ignore_errors=True)
 
 
-OURS = r"\.?(state|candidates|samples|looks|class|result)-[0-9a-f]{16}\b.*"  # in the folder of a name
+OURS = r"\.?(state|candidates|samples|looks|class|result|lock)-[0-9a-f]{16}\b.*"  # in the folder of a name
 
 
 def forget(folder: Path) -> list[Path]:
