@@ -1,0 +1,206 @@
+"""Any work on Ray: one task an item, with resources and retries, and what the workers tell while they are at it.
+
+Knows nothing of jobs: an item is whatever can be pickled, and its work a function that can be imported on every
+machine. A Ray of its own listens on this machine alone, with a token that only its processes know.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from ..types import MagiCaptureError
+
+Item = TypeVar("Item")
+LOCAL = "local"
+TOLD_EVERY = 1.0  # seconds between two words of a worker, and between two looks at all of them
+OBJECT_STORE = 100 * 2**20  # bytes; what travels is small
+# Before Ray is imported: no usage statistics, loopback alone, no word on cards that a job without any does not see
+LOCAL_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AUTH_MODE": "token",
+}
+
+
+class Stopped(Exception):
+    """The user asked all workers to stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fleet:
+    """Where work goes. address: of a Ray cluster, or LOCAL for one of our own that ends with the work. workers: of
+    LOCAL, at a time; as many as there are cores or cards by default. cpus, gpus: of one item; gpus None = one where
+    there are any. retries: after a worker was lost, or an error that may pass."""
+
+    address: str = LOCAL
+    workers: int | None = None
+    cpus: float = 1
+    gpus: float | None = None
+    retries: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What a worker told last. attempt: 1 for the first."""
+
+    stage: str
+    step: int
+    num_steps: int
+    attempt: int
+    where: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class End(Generic[Item]):
+    """What came of an item: what its work returned, or why there is nothing."""
+
+    item: Item
+    made: Any = None
+    error: Exception | None = None
+
+
+class Board:
+    """Where workers tell how far they are, and hear whether to stop; an actor."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Row] = {}
+        self.stopping = False
+
+    def begin(self, name: str, where: str) -> bool:
+        attempt = self.rows[name].attempt + 1 if name in self.rows else 1
+        self.rows[name] = Row(stage="starts", step=0, num_steps=0, attempt=attempt, where=where)
+        return self.stopping
+
+    def tell(self, name: str, stage: str, step: int, num_steps: int) -> bool:
+        self.rows[name] = replace(self.rows[name], stage=stage, step=step, num_steps=num_steps)
+        return self.stopping
+
+    def read(self) -> dict[str, Row]:
+        return self.rows
+
+    def stop(self) -> None:
+        self.stopping = True
+
+
+class Report:
+    """A worker's word to the board, at most every TOLD_EVERY, for which no step waits. Raises Stopped.
+
+    It asks futures, not Ray: who waits in `ray.get` gives a core away, on which another task would begin.
+    """
+
+    def __init__(self, board: Any, name: str) -> None:
+        self.board, self.name = board, name
+        self._answer = board.begin.remote(name, f"{platform.node()}, process {os.getpid()}").future()
+        self._next = 0.0
+
+    def __call__(self, stage: str, step: int, num_steps: int) -> None:
+        if time.monotonic() < self._next or not self._answer.done():
+            return
+        self._next = time.monotonic() + TOLD_EVERY
+        if self._answer.result():
+            raise Stopped
+        self._answer = self.board.tell.remote(self.name, stage, step, num_steps).future()
+
+
+def attempt(work: Callable[[Item, Report], Any], item: Item, name: str, board: Any) -> End[Item]:
+    """In a worker: what the user can mend, and a stop, are an end; any other error is Ray's to try again."""
+    try:
+        return End(item=item, made=work(item, Report(board, name)))
+    except (MagiCaptureError, Stopped) as error:
+        return End(item=item, error=error)
+
+
+def spread(
+    items: Sequence[Item],
+    work: Callable[[Item, Report], Any],
+    fleet: Fleet,
+    *,
+    name: Callable[[Item], str] = str,
+    look: Callable[[dict[str, Row]], None] = lambda rows: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Iterator[End[Item]]:
+    """The end of every item, in order of completion. look: gets what the workers told, by `name`, every second.
+    stopped: asked as often; then workers stop at their next word, nothing begins, and what had not ended does with
+    Stopped.
+
+    Raises MagiCaptureError without Ray, or for a cluster that is not there.
+    """
+    if not items:
+        return
+    with running(fleet) as ray:
+        gpus = float(ray.cluster_resources().get("GPU", 0) > 0) if fleet.gpus is None else fleet.gpus
+        if fleet.address == LOCAL and gpus > ray.cluster_resources().get("GPU", 0):
+            raise MagiCaptureError(f"gpus {gpus:g}: this machine has {ray.cluster_resources().get('GPU', 0):g}")
+        board = ray.remote(Board).options(num_cpus=0, max_restarts=-1).remote()
+        options = {"num_cpus": fleet.cpus, "num_gpus": gpus, "max_retries": fleet.retries, "retry_exceptions": True}
+        task = ray.remote(attempt).options(**options)
+        waiting = {task.remote(work, item, name(item), board): item for item in items}
+        asked = False
+        while waiting:
+            ended, _ = ray.wait(list(waiting), timeout=TOLD_EVERY)
+            for ref in ended:
+                yield end_of(ray, ref, waiting.pop(ref))
+            look(rows := ray.get(board.read.remote()))
+            if stopped() and not asked:
+                asked = True
+                ray.get(board.stop.remote())
+                for ref in (ref for ref, item in waiting.items() if name(item) not in rows):
+                    ray.cancel(ref)
+
+
+def end_of(ray: Any, ref: Any, item: Item) -> End[Item]:
+    try:
+        return ray.get(ref)
+    except ray.exceptions.TaskCancelledError:
+        return End(item=item, error=Stopped())
+    except ray.exceptions.RayTaskError as error:
+        return End(item=item, error=error.cause)
+    except ray.exceptions.RayError as error:
+        return End(item=item, error=error)
+
+
+@contextmanager
+def running(fleet: Fleet) -> Iterator[Any]:
+    """Ray, connected or our own, inside of the block."""
+    is_own = fleet.address == LOCAL
+    if is_own:
+        os.environ.update(LOCAL_SETTINGS, RAY_AUTH_TOKEN=secrets.token_hex(32))
+    try:
+        import ray
+    except ImportError as error:
+        raise MagiCaptureError("many jobs run on Ray, which is not installed: pip install 'ray>=2.40'") from error
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "include_dashboard": False}
+    folder = Path(tempfile.mkdtemp(prefix="magicapture-ray-")) if is_own else None
+    try:
+        if is_own:
+            cores = None if fleet.workers is None else math.ceil(fleet.workers * fleet.cpus)
+            ray.init(LOCAL, num_cpus=cores, object_store_memory=OBJECT_STORE, _temp_dir=str(folder), **quiet)
+        else:
+            connect(ray, fleet.address)
+        yield ray
+    finally:
+        ray.shutdown()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def connect(ray: Any, address: str) -> None:
+    """Raises MagiCaptureError for a cluster that is not there."""
+    try:
+        ray.init(address, log_to_driver=False, configure_logging=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise MagiCaptureError(f"--address {address}: {reason}; leave it out for this machine alone") from error
