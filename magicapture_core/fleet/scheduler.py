@@ -70,6 +70,12 @@ class End(Generic[Item]):
     made: Any = None
     error: Exception | None = None
 
+    def get(self) -> Any:
+        """What was made. Raises the error where there is one."""
+        if self.error is not None:
+            raise self.error
+        return self.made
+
 
 class Board:
     """Where workers tell how far they are, and hear whether to stop; an actor."""
@@ -183,11 +189,13 @@ def running(fleet: Fleet) -> Iterator[Any]:
         raise MagiCaptureError("many jobs run on Ray, which is not installed: pip install 'ray>=2.40'") from error
 
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "include_dashboard": False}
-    folder = Path(tempfile.mkdtemp(prefix="magicapture-ray-")) if is_own else None
+    short = "/tmp" if os.path.isdir("/tmp") else None  # a socket's path has 104 characters at most
+    folder = Path(tempfile.mkdtemp(prefix="magicapture-ray-", dir=short)) if is_own else None
     try:
         if is_own:
             cores = None if fleet.workers is None else math.ceil(fleet.workers * fleet.cpus)
-            ray.init(LOCAL, num_cpus=cores, object_store_memory=OBJECT_STORE, _temp_dir=str(folder), **quiet)
+            with without_dashboard():
+                ray.init(LOCAL, num_cpus=cores, object_store_memory=OBJECT_STORE, _temp_dir=str(folder), **quiet)
         else:
             connect(ray, fleet.address)
         yield ray
@@ -195,6 +203,20 @@ def running(fleet: Fleet) -> Iterator[Any]:
         ray.shutdown()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def without_dashboard() -> Iterator[None]:
+    """Ray starts its dashboard's process even where `include_dashboard` is off, and even where usage statistics are off
+    that process asks the network on which cloud it is (ray 2.60, dashboard/modules/usage_stats)."""
+    from ray._private.node import Node
+
+    start = Node.start_api_server
+    Node.start_api_server = lambda self, **options: None
+    try:
+        yield
+    finally:
+        Node.start_api_server = start
 
 
 def connect(ray: Any, address: str) -> None:
