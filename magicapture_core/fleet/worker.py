@@ -1,7 +1,7 @@
 """One job: train, make pictures, say what came of it. In: a job and where results go. Out: `result.json`, as told.
 
 Knows nothing of Ray: it calls `report` between two steps, which may raise to stop it. Whatever stops it, the next
-attempt goes on from what the job's place holds, and ends with the same bytes.
+attempt goes on from what the job's place holds, and ends with the same weights and pictures.
 """
 
 from __future__ import annotations

@@ -1,0 +1,120 @@
+"""The fleet on a real Ray of this machine: workers and commands that are killed, jobs that cannot be done."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from magicapture_core.__main__ import main
+from magicapture_core.fleet.jobs import read_jobs
+from magicapture_core.fleet.scheduler import Fleet, Row, Stopped, spread
+from magicapture_core.types import MagiCaptureError
+from tests import fleet_work
+from tests.core.test_fleet import JOBS, made, make_people, write_jobs
+
+pytest.importorskip("ray", reason="the fleet extra is not installed")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_killed_worker_goes_on_and_ends_with_the_same_weights_and_pictures(tmp_path: Path) -> None:
+    """While it trains and while it makes pictures, beside one that nobody kills; Ray begins each again by itself."""
+    make_people(tmp_path, people=("ada",))
+    [job] = read_jobs(write_jobs(tmp_path))[1]
+    attempts: dict[str, int] = {}
+
+    def look(rows: dict[str, Row]) -> None:
+        attempts.update({name: row.attempt for name, row in rows.items()})
+
+    tasks = [(job, str(tmp_path / stage), stage) for stage in ("nowhere", "train", "pictures")]
+    ends = {
+        end.item[2]: end.get()
+        for end in spread(tasks, fleet_work.killed_once, Fleet(workers=2), name=lambda task: task[2], look=look)
+    }
+    assert attempts == {"nowhere": 1, "train": 2, "pictures": 2}
+    assert {stage: told["resumed_from_step"] for stage, told in ends.items()} == {
+        "nowhere": 0,
+        "train": fleet_work.KILLED_AT - 1,
+        "pictures": 0,
+    }
+    whole = made(tmp_path / "nowhere" / job.folder)
+    assert len([name for name in whole if name.endswith(".safetensors")]) == 3
+    for stage in ("train", "pictures"):
+        assert made(tmp_path / stage / job.folder) == whole
+
+
+def test_a_killed_command_repeats_nothing_and_a_bad_job_stops_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_people(tmp_path)
+    (tmp_path / "people" / "eve").mkdir()
+    (tmp_path / "people" / "eve" / "0.png").write_text("no picture", encoding="ascii")
+    (tmp_path / "people-masks" / "eve").mkdir()
+    (tmp_path / "people-masks" / "eve" / "0.png").write_text("no picture", encoding="ascii")
+    arguments = ["fleet", str(write_jobs(tmp_path, JOBS)), "--workers", "1", "--json"]
+    first = subprocess.Popen(
+        [sys.executable, "-m", "magicapture_core", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 120
+    while not (done := list(tmp_path.glob("results/*/*/result.json"))):
+        assert time.monotonic() < deadline
+        assert first.poll() is None
+        time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    before = {
+        path: (path.stat().st_mtime_ns, path.read_bytes()) for path in done[0].parent.rglob("*") if path.is_file()
+    }
+
+    assert main(arguments) == 2
+    told = json.loads(capsys.readouterr().out)
+    assert told["done_before"] >= 1
+    assert sorted(job["job"] for job in told["jobs"]) == ["short/ada_ink_s0", "short/bob_ink_s0"]
+    [failed] = told["failed"]
+    assert failed["job"] == "short/eve_ink_s0"
+    assert "\n" not in failed["reason"]
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before} == before
+
+
+def test_ends_of_all_kinds(tmp_path: Path) -> None:
+    """What the user can mend is not tried again, another error is and then told, and a stop ends all."""
+    import psutil
+
+    rows: dict[str, Row] = {}
+    dashboards: list[str] = []
+
+    def look(now: dict[str, Row]) -> None:
+        rows.update(now)
+        children = psutil.Process().children(recursive=True)
+        dashboards.extend(part for child in children for part in child.cmdline() if part.endswith("dashboard.py"))
+
+    ends = {
+        end.item: end.error for end in spread(["bad", "odd"], fleet_work.fail, Fleet(workers=2, retries=1), look=look)
+    }
+    assert isinstance(ends["bad"], MagiCaptureError)
+    assert str(ends["bad"]) == "bad: take another"
+    assert isinstance(ends["odd"], RuntimeError)
+    assert {name: row.attempt for name, row in rows.items()} == {"bad": 1, "odd": 2}
+    assert dashboards == []  # it would ask the network on which cloud it is
+
+    items = ["a", "b", "c"]
+    ends = {
+        end.item: end.error
+        for end in spread(items, fleet_work.wait_for_stop, Fleet(workers=1), look=look, stopped=lambda: "a" in rows)
+    }
+    assert set(ends) == set(items)
+    assert all(isinstance(error, Stopped) for error in ends.values())
+
+
+def test_more_cards_than_there_are_is_one_line() -> None:
+    with pytest.raises(MagiCaptureError, match="gpus 99"):
+        list(spread(["a"], fleet_work.fail, Fleet(workers=1, gpus=99)))
