@@ -182,7 +182,8 @@ def running(fleet: Fleet) -> Iterator[Any]:
     """Ray, connected or our own, inside of the block."""
     is_own = fleet.address == LOCAL
     if is_own:
-        os.environ.update(LOCAL_SETTINGS, RAY_AUTH_TOKEN=secrets.token_hex(32))
+        os.environ.update(LOCAL_SETTINGS)
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one into the home folder
     try:
         import ray
     except ImportError as error:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,10 @@ from magicapture_core.types import MagiCaptureError
 from tests import fleet_work
 from tests.core.test_fleet import JOBS, made, make_people, write_jobs
 
-pytest.importorskip("ray", reason="the fleet extra is not installed")
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+pytestmark = [
+    pytest.mark.skipif(find_spec("ray") is None, reason="the fleet extra is not installed"),
+    pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL"),
+]
 ROOT = Path(__file__).parents[2]
 
 
