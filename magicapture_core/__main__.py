@@ -18,6 +18,7 @@ from . import commands, train_command
 from .diir import command as diir_command
 from .diir.control import STRENGTH as CONTROL_STRENGTH
 from .diir.restorer import GUIDANCE, NUM_STEPS, Mode
+from .evaluate import command as evaluate_command
 from .face_outcomes import MAX_LIKENESS_LOSS
 from .fleet import command as fleet_command
 from .group import command as group_command
@@ -293,6 +294,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="this face alone, counted from 0 from the left; otherwise all become the person's",
     )
     _add_comparison(diir)
+
+    evaluate_command.add_arguments(
+        command("evaluate", evaluate_command.evaluate, "generated pictures measured: likeness, style, prompt, beauty")
+    )
 
     fleet = command("fleet", fleet_command.fleet, "many trainings, on many machines: people x styles x settings (Ray)")
     fleet_command.add_arguments(fleet)

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from magicapture_core.evaluate.interval import interval
+
 from . import world
 from .methods import METHODS, OURS
 from .parameters import Identity
 
-NUM_BOOTSTRAPS = 10_000
 METRICS: dict[str, str] = {  # every figure of a run, and whether more is better
     "csim": "CSIM", "style": "Style", "style_words": "style words", "trait_error": "trait error (less)",
     "truth_distance": "distance to the truth (less)", "subject_leakage": "leakage of the person's word (less)",
@@ -73,14 +74,6 @@ def by_pair(lines: Iterable[Mapping[str, Any]], metric: str) -> dict[str, dict[i
         if (value := line["figures"].get(metric)) is not None:
             found[line["method"]][line["pair"]].append(value)
     return {method: {pair: float(np.mean(v)) for pair, v in pairs.items()} for method, pairs in found.items()}
-
-
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean, and the middle 95 % of the means of as many values drawn from them again and again."""
-    sample = np.asarray(values, float)
-    draws = np.random.default_rng(0).choice(sample, (NUM_BOOTSTRAPS, len(sample))).mean(1)
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return float(sample.mean()), float(low), float(high)
 
 
 def means(lines: Sequence[Mapping[str, Any]], metrics: Iterable[str] = METRICS) -> list[Row]:

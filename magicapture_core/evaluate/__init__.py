@@ -1,0 +1,1 @@
+"""The paper's metrics on a folder of generated pictures, by networks that the user has."""
