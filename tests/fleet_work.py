@@ -31,14 +31,15 @@ def killed_once(task: tuple[Job, str, str], report: Report) -> Told:
     return run_job(job, told, results)
 
 
-def wait_for_stop(item: str, report: Report) -> None:
+def end_somehow(item: str, report: Report) -> None:
+    """`bad` and `odd` fail, each in its way; any other waits to be stopped."""
+    if item == "bad":
+        raise MagiCaptureError("bad: take another")
+    if item == "odd":
+        raise RuntimeError("odd")
     while True:
         report("waits", 0, 1)
         time.sleep(0.05)
-
-
-def fail(item: str, report: Report) -> None:
-    raise MagiCaptureError(f"{item}: take another") if item == "bad" else RuntimeError(item)
 
 
 def square(number: int) -> dict[str, Any]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from ..commands import Result
@@ -57,6 +58,7 @@ def fleet(arguments: Namespace) -> Result:
         "results": results,
         "done_before": len(before),
         "jobs": [row(job, told[job.name]) for job in jobs if job.name in told],
+        "means": means(told.values()),
         "failed": [{"job": name, "reason": reason} for name, reason in failed.items()],
     }
 
@@ -70,7 +72,7 @@ def check_workers(arguments: Namespace) -> None:
 
 def finished(jobs: Sequence[Job], results: str) -> dict[str, Told]:
     """The results that are there already, by the job's name."""
-    return {job.name: told for job in jobs if (told := Place(results, job.folder).read_result())}
+    return {job.name: told for job in jobs if (told := Place(results, job.folder).read_result(job.keys.all))}
 
 
 def run(jobs: Sequence[Job], before: int, results: str, kind: Fleet) -> tuple[dict[str, Told], dict[str, str]]:
@@ -104,4 +106,13 @@ def reason(error: Exception) -> str:
 
 
 def row(job: Job, told: Told) -> dict[str, Any]:
-    return {"job": job.name, "folder": job.folder, **{name: told[name] for name in ("steps", "loss", "seconds")}}
+    return {"job": job.name, "folder": job.folder} | {name: told[name] for name in ("loss", "seconds", "figures")}
+
+
+def means(told: Iterable[Told]) -> dict[str, dict[str, float]]:
+    """By method, of every figure over the jobs that have it: the rows of the paper's table."""
+    figures: dict[str, dict[str, list[float]]] = {}
+    for one in told:
+        for name, value in one["figures"].items():
+            figures.setdefault(one["method"], {}).setdefault(name, []).append(value)
+    return {method: {name: round(mean(values), 4) for name, values in of.items()} for method, of in figures.items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from glob import glob
@@ -41,6 +42,15 @@ class Pictures(Settings):
     seed: int = Field(default=0, ge=0, description="Of the first picture; picture i has this and i more.")
 
 
+class Evaluate(Settings):
+    """What each job's pictures are measured by, as `evaluate` does: any of these networks of the user's."""
+
+    recogniser: str = Field(default="", description="For CSIM; another one than that of the training.")
+    clip: str = Field(default="", description="For style with the faces hidden, CLIP-T and aesthetic.")
+    aesthetic: str = Field(default="", description="LAION's predictor.")
+    prompt: str = Field(default="", description="For CLIP-T: what the pictures should show, in plain words.")
+
+
 class JobsFile(Settings):
     """What the TOML holds. Paths are relative to its folder; all machines have to see them."""
 
@@ -58,6 +68,7 @@ class JobsFile(Settings):
         default={"magicapture": {}}, min_length=1, description="Settings to compare, by name, as `train --config` has."
     )
     pictures: Pictures = Pictures()
+    evaluate: Evaluate | None = None
     cpus: float = Field(default=1, gt=0, description="Processor cores of a job.")
     gpus: float | None = Field(
         default=None, ge=0, description="Graphics cards of a job, or a part of one; one where there are any by default."
@@ -66,8 +77,18 @@ class JobsFile(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Keys:
+    """Of each stage and all before it, so that other pictures or judges do not train again."""
+
+    training: str
+    pictures: str
+    all: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
-    """One training, its pictures, and what is measured of them. Masks, checkpoint, recogniser: None where not given."""
+    """One training, its pictures, and what is measured of them. Masks, checkpoint, recogniser, judges: None where not
+    given."""
 
     subject: Path
     style: Path
@@ -79,7 +100,8 @@ class Job:
     config: TrainConfig
     looks: int
     pictures: Pictures
-    key: str
+    judges: Mapping[str, Path | str | None]
+    keys: Keys
 
     @property
     def lora_name(self) -> str:
@@ -91,8 +113,17 @@ class Job:
 
     @property
     def folder(self) -> str:
-        """In the results. The key is part of it: what other settings gave lies beside it, and nothing is mixed."""
-        return f"{self.name}-{self.key[:KEY_LENGTH]}"
+        """In the results. What other settings of the training gave lies beside it, and nothing is mixed."""
+        return f"{self.name}-{self.keys.training[:KEY_LENGTH]}"
+
+    @property
+    def images(self) -> str:
+        """Folder of the pictures, in the job's."""
+        return f"images-{self.keys.pictures[:KEY_LENGTH]}"
+
+    @property
+    def evaluation(self) -> str:
+        return f"evaluation-{self.keys.all[:KEY_LENGTH]}"
 
 
 def read_jobs(path: Path) -> tuple[JobsFile, list[Job]]:
@@ -116,10 +147,11 @@ def _read(path: Path) -> tuple[JobsFile, list[Job]]:
         (check_name(method), seed): _config(method, merge(merge(preset, changes), {"seed": seed}))
         for (method, changes), seed in product(file.configs.items(), file.seeds)
     }
+    judges = read_judges(file.evaluate, base)
     jobs = []
     for ((method, _), config), subject, style in product(configs.items(), subjects, styles):
         check_name(f"{subject.name}_{style.name}")
-        inputs: dict[str, Path | None] = {
+        inputs = {
             "subject": subject,
             "style": style,
             "subject_masks": masks_of(subject, base, "subject_masks", file.subject_masks),
@@ -127,13 +159,23 @@ def _read(path: Path) -> tuple[JobsFile, list[Job]]:
             "checkpoint": checkpoint,
             "recogniser": recogniser,
         }
-        settings = {"config": config, "looks": file.looks, "pictures": file.pictures}
-        key = key_of(settings, inputs)
-        jobs.append(Job(**inputs, method=method, **settings, key=key))  # pyright: ignore[reportArgumentType]
+        keys = keys_of(config, file, inputs, judges)
+        named: dict[str, Any] = {"method": method, "config": config, "looks": file.looks, "pictures": file.pictures}
+        jobs.append(Job(**inputs, **named, judges=judges, keys=keys))
     name, count = Counter(job.name for job in jobs).most_common(1)[0]
     if count > 1:
         raise MagiCaptureError(f"{count} jobs would be called {name}: rename a folder, or leave a seed out")
     return file, jobs
+
+
+def read_judges(asked: Evaluate | None, base: Path) -> dict[str, Path | str | None]:
+    """By option of `evaluate`; empty where nothing is to be measured."""
+    if asked is None:
+        return {}
+    networks = {
+        name: given(base, f"evaluate.{name}", getattr(asked, name)) for name in ("recogniser", "clip", "aesthetic")
+    }
+    return {**networks, "prompt": asked.prompt or None}
 
 
 def _config(method: str, values: dict[str, Any]) -> TrainConfig:
@@ -172,16 +214,20 @@ def given(base: Path, name: str, value: str) -> Path | None:
     return base / value
 
 
-def key_of(settings: dict[str, Any], inputs: dict[str, Path | None]) -> str:
-    """A hash of settings and of the bytes of all that a job reads; of no path, so that folders may move."""
-    plain = {
-        name: value.model_dump(mode="json") if isinstance(value, Settings) else value
-        for name, value in settings.items()
-    }
-    read = {name: digest(path) if path else "" for name, path in inputs.items()}
-    names = [inputs[side].name for side in ("subject", "style")]  # pyright: ignore[reportOptionalMemberAccess]
-    text = json.dumps([KEY_FORMAT, plain, read, names], sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+def keys_of(
+    config: TrainConfig, file: JobsFile, inputs: Mapping[str, Path | None], judges: Mapping[str, Path | str | None]
+) -> Keys:
+    """Hashes of settings and of the bytes of all that is read; of no path, so that folders may move."""
+    read = {name: digest(path) for name, path in inputs.items() if path}
+    names = [path.name for path in inputs.values() if path and path.is_dir()]
+    training = hashed(KEY_FORMAT, config.model_dump(mode="json"), file.looks, read, names)
+    pictures = hashed(training, file.pictures.model_dump(mode="json"))
+    judged_by = {name: digest(judge) if isinstance(judge, Path) else judge for name, judge in judges.items()}
+    return Keys(training=training, pictures=pictures, all=hashed(pictures, judged_by))
+
+
+def hashed(*values: object) -> str:
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 @cache

@@ -35,12 +35,13 @@ class Place:
         self.work = Path(self.folder) if self.is_local else scratch(results) / folder
         self._kept: dict[Path, tuple[int, int]] = {}
 
-    def read_result(self) -> dict[str, Any] | None:
-        """None while the job is not finished; half a file is none, which some file systems leave."""
+    def read_result(self, key: str) -> dict[str, Any] | None:
+        """None while the job of this key is not finished; half a file is none, which some file systems leave."""
         try:
-            return json.loads(self.fs.cat_file(f"{self.folder}/{RESULT}"))
+            told = json.loads(self.fs.cat_file(f"{self.folder}/{RESULT}"))
         except (FileNotFoundError, ValueError):
             return None
+        return told if told["key"] == key else None
 
     def fetch(self) -> None:
         """What an earlier attempt, on whatever machine, has brought there."""

@@ -1,4 +1,4 @@
-"""One job: train, make pictures, say what came of it. In: a job and where results go. Out: `result.json`, as told.
+"""One job: train, make pictures, measure them. In: a job and where results go. Out: `result.json`, as told.
 
 Knows nothing of Ray: it calls `report` between two steps, which may raise to stop it. Whatever stops it, the next
 attempt goes on from what the job's place holds, and ends with the same weights and pictures.
@@ -27,19 +27,20 @@ def run_job(job: Job, report: Report, results: str) -> Told:
     """The job's result, from its place where it is finished. Raises MagiCaptureError for what the user can mend."""
     place = Place(results, job.folder)
     with locked(place.work, ORPHAN_SECONDS, f"{job.name}: another process works on it; end that one first"):
-        if done := place.read_result():
+        if done := place.read_result(job.keys.all):
             return done
         place.fetch()
         seconds: dict[str, float] = {}
         try:
             trained = timed(seconds, "train", lambda: train(job, place, report))
             images = timed(seconds, "pictures", lambda: make_pictures(job, trained.files[0], place, report))
+            figures = timed(seconds, "evaluate", lambda: measure(job, place, report)) if job.judges and images else {}
         except BaseException:
             place.keep()  # the state of the last step
             raise
         told = {
             "job": job.name,
-            "key": job.key,
+            "key": job.keys.all,
             "subject": job.subject.name,
             "style": job.style.name,
             "method": job.method,
@@ -49,6 +50,7 @@ def run_job(job: Job, report: Report, results: str) -> Told:
             "images": [image.relative_to(place.work).as_posix() for image in images],
             "steps": len(trained.told.history),
             "loss": trained.told.history[-1][-1],
+            "figures": figures,
             "resumed_from_step": trained.resumed_from,
             "seconds": seconds,
             "settings": job.config.model_dump(mode="json"),
@@ -144,7 +146,7 @@ def make_pictures(job: Job, lora: Path, place: Place, report: Report) -> list[Pa
     from ..sampler import generate
 
     asked = job.pictures
-    files = [place.work / "images" / f"{asked.seed + index:06d}.png" for index in range(asked.images)]
+    files = [place.work / job.images / f"{asked.seed + index:06d}.png" for index in range(asked.images)]
     groups = [files[start : start + asked.batch] for start in range(0, asked.images, asked.batch)]
     missing = [group for group in groups if not all(file.is_file() for file in group)]
     if not missing:
@@ -167,3 +169,18 @@ def make_pictures(job: Job, lora: Path, place: Place, report: Report) -> list[Pa
             save_image(image, file, "generated")
         place.keep()
     return files
+
+
+def measure(job: Job, place: Place, report: Report) -> dict[str, float]:
+    """As `evaluate` does: the mean of every metric that the networks tell. Table, figures and sheet lie beside."""
+    from argparse import ArgumentParser
+
+    from ..evaluate import command
+
+    report("evaluate", 0, 1)
+    folders = {"subject": job.subject, "style": job.style, "output": place.work / job.evaluation}
+    options = {**folders, **{name: judge for name, judge in job.judges.items() if judge is not None}}
+    command.add_arguments(parser := ArgumentParser())
+    flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    found = command.evaluate(parser.parse_args([str(place.work / job.images), *flags]))["metrics"]
+    return {metric: summary["mean"] for metric, summary in found.items() if "mean" in summary}

@@ -13,7 +13,9 @@ import torch
 
 from magicapture_core import fitting
 from magicapture_core.__main__ import main
+from magicapture_core.faces import FaceDetector
 from magicapture_core.fleet import storage
+from magicapture_core.fleet.command import means
 from magicapture_core.fleet.jobs import Job, read_jobs
 from magicapture_core.fleet.scheduler import Row
 from magicapture_core.fleet.storage import Place, locked
@@ -87,20 +89,20 @@ def test_jobs_are_people_times_styles_times_settings_times_seeds(jobs_file: Path
     people, styles = ("ada", "bob"), ("ink", "oil")
     expected = {f"{m}/{p}_{s}_s{n}" for m in ("short", "plain") for p in people for s in styles for n in (0, 7)}
     assert {job.name for job in jobs} == expected
-    assert len({job.key for job in jobs}) == len(jobs) == 16
+    assert len({job.keys.all for job in jobs}) == len(jobs) == 16
     assert {(job.config.seed, job.config.tuning.num_steps) for job in jobs if job.method == "short"} == {(0, 6), (7, 6)}
     assert {job.config.loss.identity_weight for job in jobs if job.method == "plain"} == {0}
 
 
 def test_a_key_changes_with_photos_and_settings_and_not_with_folders(jobs_file: Path, tmp_path: Path) -> None:
-    before = {job.name: job.key for job in read_jobs(jobs_file)[1]}
+    before = {job.name: job.keys.all for job in read_jobs(jobs_file)[1]}
     shutil.copytree(jobs_file.parent, moved := tmp_path / "moved")
-    assert {job.name: job.key for job in read_jobs(moved / jobs_file.name)[1]} == before
+    assert {job.name: job.keys.all for job in read_jobs(moved / jobs_file.name)[1]} == before
     shutil.copy(moved / "people" / "ada" / "0.png", moved / "people" / "ada" / "1.png")
-    after = {job.name: job.key for job in read_jobs(moved / jobs_file.name)[1]}
+    after = {job.name: job.keys.all for job in read_jobs(moved / jobs_file.name)[1]}
     assert {name for name in before if after[name] != before[name]} == {"short/ada_ink_s0", "short/ada_oil_s0"}
     write_jobs(jobs_file.parent, JOBS.replace("images = 2", "images = 3"))
-    assert not set(before.values()) & {job.key for job in read_jobs(jobs_file)[1]}
+    assert not set(before.values()) & {job.keys.all for job in read_jobs(jobs_file)[1]}
 
 
 @pytest.mark.parametrize(
@@ -118,6 +120,7 @@ def test_a_key_changes_with_photos_and_settings_and_not_with_folders(jobs_file: 
         ("seeds = [1, 1]\n" + JOBS.replace('"people/*"', '["people/*", "more/*"]'), "ada_ink"),
         ('results = "nowhere://bucket"\n' + JOBS, "nowhere"),
         ("pages = 3\n" + JOBS, "pages"),
+        (JOBS + '[evaluate]\nclip = "clip.safetensors"\n', "evaluate.clip"),
     ],
 )
 def test_each_fault_of_a_jobs_file_is_one_line(
@@ -164,7 +167,7 @@ def test_results_anywhere_are_those_of_a_folder_whatever_machine_goes_on(
     for stage, at in (("train", 5), ("pictures", 1)):
         with pytest.raises(KilledError):
             run_job(job, killed_at(stage, at), address)
-        assert Place(address, job.folder).read_result() is None
+        assert Place(address, job.folder).read_result(job.keys.all) is None
         shutil.rmtree(tmp_path / "temp")
     resumed = run_job(job, silent, address)
     found = fsspec.filesystem("memory")
@@ -195,13 +198,37 @@ def test_a_state_of_a_remote_training_is_brought_there_as_it_comes(
     assert not [file for file in found.find("/states") if "/state-" in file]
 
 
+def test_other_pictures_and_judges_do_not_train_again(
+    jobs_file: Path, detector: FaceDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = str(jobs_file.parent / "results")
+    told = run_job(read_jobs(jobs_file)[1][0], silent, results)
+    write_jobs(jobs_file.parent, JOBS.replace("images = 2", "images = 1") + "[evaluate]\n")
+    [job, *_] = read_jobs(jobs_file)[1]
+    stages: list[str] = []
+    again = run_job(job, lambda stage, step, num_steps: stages.append(stage), results)
+    assert set(stages) == {"pictures", "evaluate"}
+    assert (again["loss"], again["lora"]) == (told["loss"], told["lora"])
+    assert again["figures"]["detection"] in (0, 1)
+    place = Path(results, job.folder)
+    assert (place / job.evaluation / "evaluation.json").is_file()
+    assert (place / again["images"][0]).read_bytes() == (place / told["images"][0]).read_bytes()
+
+
+def test_means_are_of_each_method() -> None:
+    figures = [{"csim": 0.2}, {"csim": 0.4, "style": 0.5}, {"csim": 0.1}]
+    told = [{"method": method, "figures": of} for method, of in zip(("a", "a", "b"), figures, strict=True)]
+    assert means(told) == {"a": {"csim": 0.3, "style": 0.5}, "b": {"csim": 0.1}}
+
+
 def test_half_a_result_is_none(tmp_path: Path) -> None:
     place = Place(str(tmp_path), "job")
     place.fetch()
-    (place.work / "result.json").write_text('{"job": "a"', encoding="utf-8")
-    assert place.read_result() is None
-    place.finish({"job": "a"})
-    assert place.read_result() == {"job": "a"}
+    (place.work / "result.json").write_text('{"key": "a"', encoding="utf-8")
+    assert place.read_result("a") is None
+    place.finish({"key": "a"})
+    assert place.read_result("a") == {"key": "a"}
+    assert place.read_result("b") is None
 
 
 def test_two_commands_do_not_share_results(jobs_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,7 +250,7 @@ def test_a_plan_runs_nothing(jobs_file: Path, capsys: pytest.CaptureFixture[str]
     first = read_jobs(jobs_file)[1][0]
     place = Place(str(jobs_file.parent / "results"), first.folder)
     place.fetch()
-    place.finish({"job": first.name})
+    place.finish({"key": first.keys.all})
     assert main(["fleet", str(jobs_file), "--plan", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["done"] == [first.name]

@@ -10,6 +10,7 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import pytest
 
 from magicapture_core.__main__ import main
@@ -27,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_a_killed_worker_goes_on_and_ends_with_the_same_weights_and_pictures(tmp_path: Path) -> None:
-    """While it trains and while it makes pictures, beside one that nobody kills; Ray begins each again by itself."""
+    """Beside one that nobody kills; Ray begins the other again by itself."""
     make_people(tmp_path, people=("ada",))
     [job] = read_jobs(write_jobs(tmp_path))[1]
     attempts: dict[str, int] = {}
@@ -35,21 +36,17 @@ def test_a_killed_worker_goes_on_and_ends_with_the_same_weights_and_pictures(tmp
     def look(rows: dict[str, Row]) -> None:
         attempts.update({name: row.attempt for name, row in rows.items()})
 
-    tasks = [(job, str(tmp_path / stage), stage) for stage in ("nowhere", "train", "pictures")]
+    tasks = [(job, str(tmp_path / stage), stage) for stage in ("nowhere", "train")]
     ends = {
         end.item[2]: end.get()
         for end in spread(tasks, fleet_work.killed_once, Fleet(workers=2), name=lambda task: task[2], look=look)
     }
-    assert attempts == {"nowhere": 1, "train": 2, "pictures": 2}
-    assert {stage: told["resumed_from_step"] for stage, told in ends.items()} == {
-        "nowhere": 0,
-        "train": fleet_work.KILLED_AT - 1,
-        "pictures": 0,
-    }
+    assert attempts == {"nowhere": 1, "train": 2}
+    resumed_from = {stage: told["resumed_from_step"] for stage, told in ends.items()}
+    assert resumed_from == {"nowhere": 0, "train": fleet_work.KILLED_AT - 1}
     whole = made(tmp_path / "nowhere" / job.folder)
     assert len([name for name in whole if name.endswith(".safetensors")]) == 3
-    for stage in ("train", "pictures"):
-        assert made(tmp_path / stage / job.folder) == whole
+    assert made(tmp_path / "train" / job.folder) == whole
 
 
 def test_a_killed_command_repeats_nothing_and_a_bad_job_stops_no_other(
@@ -88,10 +85,8 @@ def test_a_killed_command_repeats_nothing_and_a_bad_job_stops_no_other(
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before} == before
 
 
-def test_ends_of_all_kinds(tmp_path: Path) -> None:
-    """What the user can mend is not tried again, another error is and then told, and a stop ends all."""
-    import psutil
-
+def test_ends_of_all_kinds() -> None:
+    """What the user can mend is not tried again, another error is and then told, and a stop ends all that is left."""
     rows: dict[str, Row] = {}
     dashboards: list[str] = []
 
@@ -100,24 +95,20 @@ def test_ends_of_all_kinds(tmp_path: Path) -> None:
         children = psutil.Process().children(recursive=True)
         dashboards.extend(part for child in children for part in child.cmdline() if part.endswith("dashboard.py"))
 
-    ends = {
-        end.item: end.error for end in spread(["bad", "odd"], fleet_work.fail, Fleet(workers=2, retries=1), look=look)
-    }
-    assert isinstance(ends["bad"], MagiCaptureError)
-    assert str(ends["bad"]) == "bad: take another"
-    assert isinstance(ends["odd"], RuntimeError)
-    assert {name: row.attempt for name, row in rows.items()} == {"bad": 1, "odd": 2}
+    fleet = Fleet(workers=2, retries=1)
+    items, errors = ["bad", "odd", "a", "b", "c"], {}
+    for end in spread(items, fleet_work.end_somehow, fleet, look=look, stopped=lambda: {"bad", "odd"} <= {*errors}):
+        errors[end.item] = end.error
+    assert set(errors) == set(items)
+    assert isinstance(errors["bad"], MagiCaptureError)
+    assert str(errors["bad"]) == "bad: take another"
+    assert isinstance(errors["odd"], RuntimeError)
+    assert all(isinstance(errors[item], Stopped) for item in "abc")
+    assert {item: rows[item].attempt for item in ("bad", "odd")} == {"bad": 1, "odd": 2}
+    assert "c" not in rows
     assert dashboards == []  # it would ask the network on which cloud it is
-
-    items = ["a", "b", "c"]
-    ends = {
-        end.item: end.error
-        for end in spread(items, fleet_work.wait_for_stop, Fleet(workers=1), look=look, stopped=lambda: "a" in rows)
-    }
-    assert set(ends) == set(items)
-    assert all(isinstance(error, Stopped) for error in ends.values())
 
 
 def test_more_cards_than_there_are_is_one_line() -> None:
     with pytest.raises(MagiCaptureError, match="gpus 99"):
-        list(spread(["a"], fleet_work.fail, Fleet(workers=1, gpus=99)))
+        list(spread(["a"], fleet_work.end_somehow, Fleet(workers=1, gpus=99)))
