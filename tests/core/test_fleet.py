@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from magicapture_core.fleet.worker import run_job
 from magicapture_core.images import save_image
 from magicapture_core.types import MagiCaptureError
 
+PACK = Path(__file__).parents[2]
 JOBS = """
 subjects = "people/*"
 styles = "styles/*"
@@ -92,6 +94,29 @@ def test_jobs_are_people_times_styles_times_settings_times_seeds(jobs_file: Path
     assert len({job.keys.all for job in jobs}) == len(jobs) == 16
     assert {(job.config.seed, job.config.tuning.num_steps) for job in jobs if job.method == "short"} == {(0, 6), (7, 6)}
     assert {job.config.loss.identity_weight for job in jobs if job.method == "plain"} == {0}
+
+
+def test_the_papers_protocol_is_one_jobs_file(tmp_path: Path) -> None:
+    """10 people x 10 styles x the methods of its tables, 100 pictures of each."""
+    people, styles = ([f"{side}{number}" for number in range(10)] for side in ("person", "style"))
+    make_people(tmp_path, tuple(people), tuple(styles))
+    shutil.copy(PACK / "docs" / "paper-protocol.toml", tmp_path)
+    for name in re.findall(
+        r'^\w+ = "([^"*]+\.\w+|clip[^"]+)"', (tmp_path / "paper-protocol.toml").read_text("ascii"), re.M
+    ):
+        (tmp_path / name).touch()
+    file, jobs = read_jobs(tmp_path / "paper-protocol.toml")
+    methods = [*file.configs]
+    assert methods[:2] == ["magicapture", "without_ar"]
+    assert len(jobs) == 100 * len(methods) == len({job.folder for job in jobs})
+    assert {job.pictures.images for job in jobs} == {100}
+    steps = {job.method: (job.config.inversion.num_steps, job.config.tuning.num_steps) for job in jobs}
+    assert steps["magicapture"] == (1200, 1500)
+    assert (steps["textual_inversion"], steps["dreambooth"], steps["custom_diffusion"]) == (
+        (5000, 0),
+        (0, 2000),
+        (0, 750),
+    )
 
 
 def test_a_key_changes_with_photos_and_settings_and_not_with_folders(jobs_file: Path, tmp_path: Path) -> None:
