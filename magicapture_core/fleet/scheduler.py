@@ -53,13 +53,14 @@ class Fleet:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What a worker told last. attempt: 1 for the first."""
+    """What a worker told last. attempt: 1 for the first. silent: seconds since then."""
 
     stage: str
     step: int
     num_steps: int
     attempt: int
     where: str
+    silent: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,19 +83,22 @@ class Board:
 
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
+        self.told: dict[str, float] = {}
         self.stopping = False
 
     def begin(self, name: str, where: str) -> bool:
         attempt = self.rows[name].attempt + 1 if name in self.rows else 1
-        self.rows[name] = Row(stage="starts", step=0, num_steps=0, attempt=attempt, where=where)
-        return self.stopping
+        return self._put(name, Row(stage="starts", step=0, num_steps=0, attempt=attempt, where=where))
 
     def tell(self, name: str, stage: str, step: int, num_steps: int) -> bool:
-        self.rows[name] = replace(self.rows[name], stage=stage, step=step, num_steps=num_steps)
+        return self._put(name, replace(self.rows[name], stage=stage, step=step, num_steps=num_steps))
+
+    def _put(self, name: str, row: Row) -> bool:
+        self.rows[name], self.told[name] = row, time.monotonic()
         return self.stopping
 
     def read(self) -> dict[str, Row]:
-        return self.rows
+        return {name: replace(row, silent=time.monotonic() - self.told[name]) for name, row in self.rows.items()}
 
     def stop(self) -> None:
         self.stopping = True

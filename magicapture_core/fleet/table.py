@@ -9,6 +9,7 @@ from typing import TextIO
 from .scheduler import Row
 
 SHOWN = 20  # running jobs at a time
+SILENT = 20.0  # seconds without a word, after which that is said: a long step, or a lost worker whose job waits
 
 
 class Table:
@@ -44,7 +45,7 @@ class Table:
         parts = [f"{self.before + self.done} of {total} done", *(f"{n} {what}" for what, n in counts.items() if n)]
         rate = self.done / (time.monotonic() - self._started) * 3600
         if self.done and ended < len(self.names):
-            parts.append(f"{rate:.3g} jobs an hour, {(len(self.names) - ended) / rate:.1f} h to go")
+            parts.append(f"{rate:.3g} jobs an hour, {_hours((len(self.names) - ended) / rate)} to go")
         return ", ".join(parts)
 
     def _running(self) -> dict[str, Row]:
@@ -61,7 +62,7 @@ class Table:
             return
         self._wipe()
         running = list(self._running().items())[:SHOWN]
-        lines = [f"  {name}: {row.stage} {row.step} of {row.num_steps}" for name, row in running]
+        lines = [f"  {name}: {_words(row)}" for name, row in running]
         lines.append(self.summary())
         self.stream.write("".join(f"{line}\n" for line in lines))
         self.stream.flush()
@@ -71,3 +72,12 @@ class Table:
         if self._height:
             self.stream.write(f"\x1b[{self._height}F\x1b[J")
             self._height = 0
+
+
+def _words(row: Row) -> str:
+    silent = f", no word for {row.silent:.0f} s" if row.silent > SILENT else ""
+    return f"{row.stage} {row.step} of {row.num_steps}{silent}"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -299,11 +300,11 @@ def test_the_table_tells_what_happens(stream: io.StringIO) -> None:
     row = Row(stage="train", step=3, num_steps=9, attempt=1, where="one")
     table = Table(["a", "b", "c"], 1, stream)
     table.look({"a": row, "b": row})
-    table.look({"a": Row(**{**vars(row), "attempt": 2, "where": "two"}), "b": row})
+    table.look({"a": replace(row, attempt=2, where="two"), "b": replace(row, silent=60)})
     table.end("a")
     table.end("b", "bad photo")
     said = stream.getvalue()
     for line in ("a: starts on one\n", "a: starts on two, attempt 2\n", "a: done\n", "b: bad photo\n"):
         assert said.count(line) == 1
-    assert ("a: train 3 of 9" in said) == ("\x1b[3F" in said) == stream.isatty()
+    assert ("b: train 3 of 9, no word for 60 s" in said) == ("\x1b[3F" in said) == stream.isatty()
     assert table.summary().startswith("2 of 4 done, 1 failed, 1 waiting")
