@@ -149,7 +149,8 @@ def main() -> None:
         print(json.dumps(plain(arguments.plain, arguments.jobs)))
         return
     os.environ["OMP_NUM_THREADS"] = "1"
-    for turn in range(arguments.turns):
+    before = len(arguments.file.read_text(encoding="utf-8").splitlines()) if arguments.file.exists() else 0
+    for turn in range(before, before + arguments.turns):
         sides: dict[str, Any] = {}
         for side in arguments.sides[:: 1 if turn % 2 else -1]:
             with tempfile.TemporaryDirectory() as name:
