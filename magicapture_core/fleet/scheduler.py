@@ -24,6 +24,7 @@ from ..types import MagiCaptureError
 Item = TypeVar("Item")
 LOCAL = "local"
 TOLD_EVERY = 1.0  # seconds between two words of a worker, and between two looks at all of them
+LOST_AFTER = 60.0  # seconds until Ray, when nothing of it answers, is taken for lost
 OBJECT_STORE = 100 * 2**20  # bytes; what travels is small
 # Before Ray is imported: no usage statistics, loopback alone, no word on cards that a job without any does not see
 LOCAL_SETTINGS = {
@@ -90,8 +91,9 @@ class Board:
         attempt = self.rows[name].attempt + 1 if name in self.rows else 1
         return self._put(name, Row(stage="starts", step=0, num_steps=0, attempt=attempt, where=where))
 
-    def tell(self, name: str, stage: str, step: int, num_steps: int) -> bool:
-        return self._put(name, replace(self.rows[name], stage=stage, step=step, num_steps=num_steps))
+    def tell(self, name: str, where: str, stage: str, step: int, num_steps: int) -> bool:
+        attempt = self.rows[name].attempt if name in self.rows else 1  # a board that was lost begins empty
+        return self._put(name, Row(stage=stage, step=step, num_steps=num_steps, attempt=attempt, where=where))
 
     def _put(self, name: str, row: Row) -> bool:
         self.rows[name], self.told[name] = row, time.monotonic()
@@ -111,8 +113,8 @@ class Report:
     """
 
     def __init__(self, board: Any, name: str) -> None:
-        self.board, self.name = board, name
-        self._answer = board.begin.remote(name, f"{platform.node()}, process {os.getpid()}").future()
+        self.board, self.name, self.where = board, name, f"{platform.node()}, process {os.getpid()}"
+        self._answer = board.begin.remote(name, self.where).future()
         self._next = 0.0
 
     def __call__(self, stage: str, step: int, num_steps: int) -> None:
@@ -121,7 +123,7 @@ class Report:
         self._next = time.monotonic() + TOLD_EVERY
         if self._answer.result():
             raise Stopped
-        self._answer = self.board.tell.remote(self.name, stage, step, num_steps).future()
+        self._answer = self.board.tell.remote(self.name, self.where, stage, step, num_steps).future()
 
 
 def attempt(work: Callable[[Item, Report], Any], item: Item, name: str, board: Any) -> End[Item]:
@@ -145,29 +147,50 @@ def spread(
     stopped: asked as often; then workers stop at their next word, nothing begins, and what had not ended does with
     Stopped.
 
-    Raises MagiCaptureError without Ray, or for a cluster that is not there.
+    Raises MagiCaptureError without Ray, for a cluster that is not there, and for one that is lost.
     """
     if not items:
         return
     with running(fleet) as ray:
-        gpus = float(ray.cluster_resources().get("GPU", 0) > 0) if fleet.gpus is None else fleet.gpus
-        if fleet.address == LOCAL and gpus > ray.cluster_resources().get("GPU", 0):
-            raise MagiCaptureError(f"gpus {gpus:g}: this machine has {ray.cluster_resources().get('GPU', 0):g}")
-        board = ray.remote(Board).options(num_cpus=0, max_restarts=-1).remote()
-        options = {"num_cpus": fleet.cpus, "num_gpus": gpus, "max_retries": fleet.retries, "retry_exceptions": True}
-        task = ray.remote(attempt).options(**options)
+        options = {"num_cpus": fleet.cpus, "num_gpus": gpus_of_one(ray, fleet)}
+        task = ray.remote(attempt).options(**options, max_retries=fleet.retries, retry_exceptions=True)
+        board = open_board(ray)
         waiting = {task.remote(work, item, name(item), board): item for item in items}
-        asked = False
         while waiting:
             ended, _ = ray.wait(list(waiting), timeout=TOLD_EVERY)
             for ref in ended:
                 yield end_of(ray, ref, waiting.pop(ref))
-            look(rows := ray.get(board.read.remote()))
-            if stopped() and not asked:
-                asked = True
-                ray.get(board.stop.remote())
+            look(rows := ask(ray, board.read))
+            if stopped():
+                ask(ray, board.stop)
                 for ref in (ref for ref, item in waiting.items() if name(item) not in rows):
                     ray.cancel(ref)
+
+
+def gpus_of_one(ray: Any, fleet: Fleet) -> float:
+    """Raises MagiCaptureError for more cards than a Ray of our own could ever have."""
+    found = ray.cluster_resources().get("GPU", 0)
+    gpus = float(found > 0) if fleet.gpus is None else fleet.gpus
+    if fleet.address == LOCAL and gpus > found:
+        raise MagiCaptureError(f"gpus {gpus:g}: this machine has {found:g}; set gpus, or give --address of a cluster")
+    return gpus
+
+
+def open_board(ray: Any) -> Any:
+    """Where the command is, and again where its process is lost."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    lasting = {"max_restarts": -1, "max_task_retries": -1}
+    return ray.remote(Board).options(num_cpus=0, scheduling_strategy=here, **lasting).remote()
+
+
+def ask(ray: Any, method: Any) -> Any:
+    """The board's answer. Raises MagiCaptureError where Ray is lost."""
+    try:
+        return ray.get(method.remote(), timeout=LOST_AFTER)
+    except ray.exceptions.RayError as error:
+        raise MagiCaptureError(f"Ray is gone ({_first_line(error)}); the same command goes on") from error
 
 
 def end_of(ray: Any, ref: Any, item: Item) -> End[Item]:
@@ -229,5 +252,10 @@ def connect(ray: Any, address: str) -> None:
     try:
         ray.init(address, log_to_driver=False, configure_logging=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise MagiCaptureError(f"--address {address}: {reason}; leave it out for this machine alone") from error
+        raise MagiCaptureError(
+            f"--address {address}: {_first_line(error)}; leave it out for this machine alone"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
