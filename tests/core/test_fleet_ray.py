@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -92,8 +93,9 @@ def test_ends_of_all_kinds() -> None:
 
     def look(now: dict[str, Row]) -> None:
         rows.update(now)
-        children = psutil.Process().children(recursive=True)
-        dashboards.extend(part for child in children for part in child.cmdline() if part.endswith("dashboard.py"))
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):  # it has just ended
+                dashboards.extend(part for part in child.cmdline() if part.endswith("dashboard.py"))
 
     fleet = Fleet(workers=2, retries=1)
     items = ["bad", "odd", "a", "b", "c"]  # once a and b run, odd's second attempt and c wait
