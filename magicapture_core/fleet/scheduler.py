@@ -24,7 +24,7 @@ from ..types import MagiCaptureError
 Item = TypeVar("Item")
 LOCAL = "local"
 TOLD_EVERY = 1.0  # seconds between two words of a worker, and between two looks at all of them
-LOST_AFTER = 60.0  # seconds until Ray, when nothing of it answers, is taken for lost
+LOST_AFTER = 30.0  # seconds until Ray, when nothing of it answers, is taken for lost; at 60 it ends our process
 OBJECT_STORE = 100 * 2**20  # bytes; what travels is small
 # Before Ray is imported: no usage statistics, loopback alone, no word on cards that a job without any does not see
 LOCAL_SETTINGS = {
