@@ -190,7 +190,7 @@ def ask(ray: Any, method: Any) -> Any:
     try:
         return ray.get(method.remote(), timeout=LOST_AFTER)
     except ray.exceptions.RayError as error:
-        raise MagiCaptureError(f"Ray is gone ({_first_line(error)}); the same command goes on") from error
+        raise MagiCaptureError(f"Ray is lost ({_first_line(error)}); once it runs, the same command goes on") from error
 
 
 def end_of(ray: Any, ref: Any, item: Item) -> End[Item]:
