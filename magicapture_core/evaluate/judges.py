@@ -105,7 +105,7 @@ def read_judges(arguments: Namespace, names: Sequence[str]) -> tuple[Judges, dic
     names: of the pictures. Raises MagiCaptureError for what is given and cannot be used.
     """
     device, notes = pick_device(arguments.device), []
-    prompts = read_prompts(arguments.prompt, arguments.pictures / PROMPTS, names)
+    prompts = read_prompts(arguments.prompt, arguments.pictures / PROMPTS, names) if arguments.clip else {}
     given = {name for name, value in vars(arguments).items() if value} | ({"prompt"} if prompts else set())
     lacking = {metric: [option for option in METRICS[metric].options if option not in given] for metric in METRICS}
     left_out = {metric: f"no --{options[0]}" for metric, options in lacking.items() if options}
