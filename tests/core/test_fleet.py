@@ -35,7 +35,7 @@ style_masks = "styles-masks"
 looks = 0
 [configs.short]
 inversion.num_steps = 2
-tuning.num_steps = 6
+tuning.num_steps = 4
 accumulate = 1
 [pictures]
 images = 2
@@ -93,7 +93,7 @@ def test_jobs_are_people_times_styles_times_settings_times_seeds(jobs_file: Path
     expected = {f"{m}/{p}_{s}_s{n}" for m in ("short", "plain") for p in people for s in styles for n in (0, 7)}
     assert {job.name for job in jobs} == expected
     assert len({job.keys.all for job in jobs}) == len(jobs) == 16
-    assert {(job.config.seed, job.config.tuning.num_steps) for job in jobs if job.method == "short"} == {(0, 6), (7, 6)}
+    assert {(job.config.seed, job.config.tuning.num_steps) for job in jobs if job.method == "short"} == {(0, 4), (7, 4)}
     assert {job.config.loss.identity_weight for job in jobs if job.method == "plain"} == {0}
 
 
@@ -220,7 +220,7 @@ def test_a_state_of_a_remote_training_is_brought_there_as_it_comes(
             states.append(len([file for file in found.find("/states") if "/state-" in file]))
 
     run_job(job, look, "memory://states")
-    assert states == [0, 0, 1, 1, 1, 1, 1, 1]
+    assert states == [0, 0, 1, 1, 1, 1]
     assert not [file for file in found.find("/states") if "/state-" in file]
 
 
