@@ -53,6 +53,7 @@ class Place:
                 shutil.rmtree(path)
             elif path.name != LOCK:
                 path.unlink()
+        self.fs.invalidate_cache()  # other machines have written there
         for file in self.fs.find(self.folder):
             path = self.work / file.removeprefix(f"{self.folder}/")
             path.parent.mkdir(parents=True, exist_ok=True)
