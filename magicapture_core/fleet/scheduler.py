@@ -11,6 +11,7 @@ import os
 import platform
 import secrets
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -248,10 +249,13 @@ def without_dashboard() -> Iterator[None]:
 
 
 def connect(ray: Any, address: str) -> None:
-    """Raises MagiCaptureError for a cluster that is not there."""
+    """Raises MagiCaptureError for a cluster that is not there, for which Ray would look for minutes."""
+    host, _, port = address.rpartition(":")
     try:
+        if port.isdigit() and "/" not in host:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         ray.init(address, log_to_driver=False, configure_logging=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise MagiCaptureError(
             f"--address {address}: {_first_line(error)}; leave it out for this machine alone"
         ) from error

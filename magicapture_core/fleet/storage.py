@@ -82,7 +82,7 @@ class Place:
             write_atomic(self.work / RESULT, lambda file: file.write_text(text, encoding="utf-8"))
         else:
             self.fs.pipe_file(f"{self.folder}/{RESULT}", text.encode())
-            shutil.rmtree(self.work)
+            shutil.rmtree(self.work, ignore_errors=True)
 
     def _there(self, path: Path) -> str:
         return f"{self.folder}/{path.relative_to(self.work).as_posix()}"

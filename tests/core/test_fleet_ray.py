@@ -112,3 +112,8 @@ def test_ends_of_all_kinds() -> None:
 def test_more_cards_than_there_are_is_one_line() -> None:
     with pytest.raises(MagiCaptureError, match="gpus 99"):
         list(spread(["a"], fleet_work.end_somehow, Fleet(workers=1, gpus=99)))
+
+
+def test_a_cluster_that_is_not_there_is_one_line() -> None:
+    with pytest.raises(MagiCaptureError, match="--address 127.0.0.1:9: .*refused"):
+        list(spread(["a"], fleet_work.end_somehow, Fleet(address="127.0.0.1:9")))
