@@ -1,7 +1,8 @@
 """The terminal: `python -m magicapture_core COMMAND`.
 
 Progress goes to standard error, the result to standard output: a few lines, or one JSON object with `--json`. Exit code
-0; 2 for bad input, with one line that says what and how to mend it; 130 when cancelled, with a state to go on from.
+0; 2 for bad input, with one line that says what and how to mend it, and where some of many jobs failed; 130 when
+cancelled, with a state to go on from.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from .diir.control import STRENGTH as CONTROL_STRENGTH
 from .diir.restorer import GUIDANCE, NUM_STEPS, Mode
 from .evaluate import command as evaluate_command
 from .face_outcomes import MAX_LIKENESS_LOSS
+from .fleet import command as fleet_command
 from .group import command as group_command
 from .group.people import DELAY
 from .prompts import COMPOSED_PROMPT
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(result))
     else:
         print("\n".join(_line(key, value) for key, value in result.items()))
-    return 0
+    return BAD_INPUT if result.get("failed") else 0
 
 
 def _line(key: str, value: object, indent: str = "\n  ") -> str:
@@ -298,6 +300,9 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate_command.add_arguments(
         command("evaluate", evaluate_command.evaluate, "generated pictures measured: likeness, style, prompt, beauty")
     )
+
+    fleet = command("fleet", fleet_command.fleet, "many trainings, on many machines: people x styles x settings (Ray)")
+    fleet_command.add_arguments(fleet)
 
     inspect = command("inspect", commands.inspect, "what the file of a LoRA or of an identity holds")
     inspect.add_argument("file", type=Path)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from magicapture_core.types import MagiCaptureError
 
+from .lines import RAY
 from .methods import METHODS
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 Counts = Mapping[str, tuple[int, str | None]]
 
 STAGES = ("vae", "text", "unet", "recognisers", "judges")
-WORKERS_HELP = "processes of one thread each"
+WORKERS_HELP = "processes of one thread each; or ray for a Ray of this machine, or HOST:PORT of a Ray cluster"
 SAMPLES = Path(__file__).parent.parent / "magicapture_core" / "tiny" / "samples"
 
 
@@ -161,6 +162,13 @@ def counts(args: argparse.Namespace) -> list[int]:
     return [getattr(args, name) for name in args.counts]
 
 
+def workers(text: str) -> int | str:
+    """Their number, `ray`, or a cluster's address."""
+    if text != RAY and ":" not in text:
+        return int(text)
+    return text
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="portraitbench", description="A small world of portraits with known truth.")
     commands = parser.add_subparsers(required=True)
@@ -181,13 +189,13 @@ def make_parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=run_demo)
     tune = commands.add_parser("tune", help="choose rates and weights on people and styles that no table holds")
     tune.add_argument("--pairs", type=int, default=4, help="identities, each with a style of its own")
-    tune.add_argument("--workers", type=int, default=1, help=WORKERS_HELP)
+    tune.add_argument("--workers", type=workers, default=1, help=WORKERS_HELP)
     tune.set_defaults(run=run_tune)
     runs = commands.add_parser("run", help="train and measure methods on pairs; finished runs are kept")
     runs.add_argument("--pairs", type=int, default=16, help="identities, each with a style of its own")
     runs.add_argument("--seeds", type=int, default=1, help="runs of each method on each pair")
     runs.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="all by default")
-    runs.add_argument("--workers", type=int, default=1, help=WORKERS_HELP)
+    runs.add_argument("--workers", type=workers, default=1, help=WORKERS_HELP)
     runs.set_defaults(run=run_runs)
     report = commands.add_parser("report", help="write the table of all finished runs to results/, and print it")
     report.set_defaults(run=run_report)
@@ -234,7 +242,7 @@ def add_bench(parser: argparse.ArgumentParser, bench: str, measured: Counts, tun
 def add_counts(parser: argparse.ArgumentParser, counted: Counts, run: Callable[[argparse.Namespace], None]) -> None:
     for name, (default, text) in counted.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=text)
-    parser.add_argument("--workers", type=int, default=1, help=WORKERS_HELP)
+    parser.add_argument("--workers", type=workers, default=1, help=WORKERS_HELP)
     parser.set_defaults(run=run, counts=list(counted))
 
 

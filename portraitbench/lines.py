@@ -19,8 +19,10 @@ from typing import Any, TypeVar
 
 import torch
 
+from magicapture_core.fleet.scheduler import LOCAL, Fleet, Report, spread
 from magicapture_core.types import MagiCaptureError
 
+RAY = "ray"
 Run = TypeVar("Run")
 Line = Mapping[str, Any]
 
@@ -60,9 +62,10 @@ def to_json(figure: float) -> float | None:
 
 
 def run_missing(
-    runs: Sequence[Run], measure: Callable[[Run], Line], path: Path, of: Callable[[Line], Run], workers: int = 1
+    runs: Sequence[Run], measure: Callable[[Run], Line], path: Path, of: Callable[[Line], Run], workers: int | str = 1
 ) -> Iterator[Line]:
     """Each run's line: those that `path` has first, `of` which it tells the run, then the others as they are measured.
+    workers: as for `measuring`.
 
     Raises MagiCaptureError for a run that failed, after all others are done.
     """
@@ -83,13 +86,23 @@ def run_missing(
 
 
 def measuring(
-    runs: Sequence[Run], measure: Callable[[Run], Line], workers: int
+    runs: Sequence[Run], measure: Callable[[Run], Line], workers: int | str
 ) -> Iterator[tuple[Run, Callable[[], Line]]]:
     """Every run with what gives its line: here, one after the other, or in order of completion from several processes
-    of one thread each, which two cores do faster than one process of two threads."""
+    of one thread each, which two cores do faster than one process of two threads. workers: how many; RAY for a Ray of
+    this machine, or the address of a cluster."""
+    if isinstance(workers, str):
+        fleet = Fleet(address=LOCAL if workers == RAY else workers, gpus=0)
+        yield from ((end.item, end.get) for end in spread(runs, partial(_unattended, measure), fleet))
+        return
     if workers == 1:
         yield from ((run, partial(measure, run)) for run in runs)
         return
     with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         futures = {pool.submit(measure, run): run for run in runs}
         yield from ((futures[future], future.result) for future in as_completed(futures))
+
+
+def _unattended(measure: Callable[[Run], Line], run: Run, report: Report) -> Line:
+    """In a worker of Ray, who hears nothing until the run is done."""
+    return measure(run)
