@@ -181,8 +181,8 @@ class Kept:
             return load(files[0]) if files else None  # the others' names begin with its own
 
     def drop_work(self) -> None:
-        """State and candidates, which only an unfinished run needs, and what a kill left of a state half written."""
-        for path in (self.state_file, *self.folder.glob(f".{self.state_file.stem}-*")):
+        """State and candidates, which only an unfinished run needs, and what a kill left half written of any file."""
+        for path in (self.state_file, *self.folder.glob(f".*-{self.key[:16]}-*")):
             path.unlink(missing_ok=True)
         shutil.rmtree(self._candidates, ignore_errors=True)
 
