@@ -14,6 +14,7 @@ import torch
 from .checkpoints import Size, make_checkpoint
 from .comfy.page import missing as missing_browser
 from .comfy.trees import find_trees
+from .memory import give_back
 
 FULL_BYTES = 8e9
 SKIPPED = pytest.StashKey[dict[str, tuple[str, int]]]()
@@ -102,6 +103,7 @@ def facts(pytestconfig: pytest.Config) -> list[str]:
 
 def temporary_checkpoint(factory: pytest.TempPathFactory, size: Size) -> Iterator[Path]:
     path = make_checkpoint(factory.mktemp("checkpoints") / f"sd15-{size}.safetensors", size)
+    give_back()
     yield path
     path.unlink()  # gigabytes, which pytest would keep for three runs
 

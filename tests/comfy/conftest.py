@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ..memory import give_back
 from .server import ComfyServer
 from .trees import Tree, find_trees
 
@@ -31,6 +32,7 @@ def server(
 ) -> Iterator[ComfyServer]:
     """A running server with the pack and `sd15-small.safetensors`."""
     tree: Tree = request.param
+    give_back()
     server = ComfyServer(tree, tmp_path_factory.mktemp(f"comfy-{tree.version}"), quick_looks=True)
     try:
         server.add_model("checkpoints", small_checkpoint)
