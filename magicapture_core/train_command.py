@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import tomllib
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from . import artifact as artifacts
+from . import options
 from .commands import Result, find_crew, progress, read_backbone, read_portraits
 from .config import PRESETS, TrainConfig, parse_config
 from .types import MagiCaptureError, PhotoNote, Photos, Side, concept_name, side_of
@@ -29,13 +30,62 @@ if TYPE_CHECKING:
     from .run import TrainStep
 
 PRESET_NAMES = ("quick", "standard", "paper")
-LANDMARK_STYLES = ("openpose", "mediapipe")
 LOOKS = 5  # at a training, evenly spread
 TINY_NOTE = "trained on the embedded tiny model, for a first look; give --checkpoint for your SD1.5 model"
 
 
 class Cancelled(Exception):
     """The user stopped; the message says how to go on."""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    for side in ("subject", "style"):
+        parser.add_argument(
+            f"--{side}",
+            type=Path,
+            required=True,
+            action="append",
+            metavar="DIR",
+            help=f"folder of {side} photos; again for each further {side}, whose word is then <{side}_2> and so on",
+        )
+        parser.add_argument(
+            f"--{side}-masks",
+            type=Path,
+            action="append",
+            metavar="DIR",
+            help=f"masks of the same file stems, white = face or object; once for each --{side}",
+        )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--name", required=True, help="letters, digits, - and _")
+    options.add_model(parser)
+    parser.add_argument(
+        "--preset", choices=PRESET_NAMES, help="standard by default; the embedded tiny model has its own"
+    )
+    parser.add_argument("--config", type=Path, metavar="TOML", help="settings; they go before the preset")
+    parser.add_argument("--inversion-steps", type=int, metavar="N", help="optimizer steps of phase 1")
+    parser.add_argument("--tuning-steps", type=int, metavar="N", help="optimizer steps of phase 2")
+    parser.add_argument("--clone-steps", type=int, metavar="N", help="optimizer steps of phase 3, none by default")
+    options.add_control(parser, "skeleton", "an OpenPose ControlNet", "phase 3 takes turns with it")
+    options.add_landmark_control(parser, "phase 3 takes turns with it")
+    parser.add_argument("--seed", type=int, metavar="N")
+    parser.add_argument(
+        "--recogniser", type=Path, metavar="FILE", help="a face recognition network, such as w600k_r50.onnx"
+    )
+    parser.add_argument(
+        "--taesd",
+        type=Path,
+        metavar="FILE",
+        help="taesd_decoder.safetensors: the identity loss decodes with it, faster; needs --recogniser",
+    )
+    parser.add_argument(
+        "--object",
+        metavar="WORD",
+        help="the subject is a pet or a thing: what it is, such as dog or teapot; needs masks for all photos",
+    )
+    parser.add_argument(
+        "--object-features", type=Path, metavar="FILE", help="DINO's weights, such as dino_deitsmall16_pretrain.pth"
+    )
+    options.add_looks(parser)
 
 
 def train(arguments: Namespace) -> Result:

@@ -2,11 +2,51 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError, Namespace
-from typing import Any
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any, get_args
 
+from .. import options
 from ..commands import Result, progress, read_likeness, read_model, reference_photos
 from ..types import MagiCaptureError
+from .control import STRENGTH
+from .restorer import GUIDANCE, NUM_STEPS, Mode
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("input", type=Path, metavar="IN")
+    parser.add_argument("--output", type=Path, required=True, metavar="OUT", help="a .png or .jpg file")
+    parser.add_argument("--lora", type=Path, metavar="FILE", help="the person, as what `train` made")
+    parser.add_argument("--identity", type=Path, metavar="FILE", help="the person, as what `sefi` made")
+    options.add_model(parser)
+    parser.add_argument(
+        "--mode",
+        choices=list(get_args(Mode)),
+        default="restore",
+        help="restore a face that was the person's, or swap another's for it, which goes farther (%(default)s)",
+    )
+    parser.add_argument(
+        "--strength", type=options.share, metavar="X", help="how far, up to 1; by default that of the mode"
+    )
+    parser.add_argument("--num-steps", type=options.positive, default=NUM_STEPS, help="of the whole way (%(default)s)")
+    parser.add_argument(
+        "--guidance", type=float, default=GUIDANCE, help="how closely to follow the prompt (%(default)s)"
+    )
+    parser.add_argument("--prompt", help="with {person} where they are named; a photo of them by default")
+    parser.add_argument("--negative-prompt", default="")
+    options.add_landmark_control(parser, "acts on the way back")
+    parser.add_argument(
+        "--landmark-strength", type=float, default=STRENGTH, metavar="X", help="of that one (%(default)s)"
+    )
+    parser.add_argument("--mask", type=Path, metavar="FILE", help="white where faces may change; everywhere by default")
+    parser.add_argument(
+        "--face-index",
+        type=int,
+        default=-1,
+        metavar="N",
+        help="this face alone, counted from 0 from the left; otherwise all become the person's",
+    )
+    options.add_comparison(parser)
 
 
 def restore_identity(arguments: Namespace) -> Result:
@@ -85,11 +125,3 @@ def read_control(arguments: Namespace, backbone: Any, detector: Any, is_shown: b
     landmarks = Landmarks(detector=detector, style=arguments.landmark_style, another=another)
     net.to(backbone.unet.device, backbone.unet.dtype).eval()
     return Control(net=net, landmarks=landmarks, strength=arguments.landmark_strength)
-
-
-def share(text: str) -> float:
-    """A number above 0, at most 1."""
-    number = float(text)
-    if not 0 < number <= 1:
-        raise ArgumentTypeError(f"{text} is not above 0 and at most 1")
-    return number

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import options
 from ..commands import Result, progress, read_model
 from ..types import MagiCaptureError
+from .people import DELAY
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,6 +20,52 @@ if TYPE_CHECKING:
     from .people import Person
 
 GRID = 8  # pixels behind a cell of the latents
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--person",
+        type=Path,
+        required=True,
+        action="append",
+        metavar="FILE",
+        help="a LoRA or an identity; again for each further person, from left to right",
+    )
+    parser.add_argument(
+        "--about",
+        action="append",
+        metavar="TEXT",
+        help="about that person alone, who is {person} in it; once for each --person",
+    )
+    parser.add_argument(
+        "--mask",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="white = where that person stands; once for each --person, all of one size",
+    )
+    parser.add_argument(
+        "--boxes",
+        metavar="TEXT",
+        help='instead of masks, left, top, right and bottom of each region from 0 to 1: "0,0,.5,1; .5,0,1,1". '
+        "Without either they stand side by side",
+    )
+    parser.add_argument(
+        "--layout",
+        default="",
+        metavar="TEXT",
+        help="how many people there are and where, with nobody named: this prompt alone makes the first steps",
+    )
+    parser.add_argument(
+        "--delay",
+        type=options.share,
+        default=DELAY,
+        metavar="X",
+        help="of a --layout, its share of the steps (%(default)s)",
+    )
+    parser.add_argument("--size", type=pixels, metavar="WIDTHxHEIGHT", help="the model's own by default")
+    options.add_sampling(parser, "the whole picture: where they are, the light, the style")
+    options.add_count(parser)
 
 
 def group(arguments: Namespace) -> Result:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import options
 from ..artifact import check_name
 from ..commands import Result, find_crew, read_backbone
 from ..train_command import LOOKS, TINY_NOTE, attended, read_toml, told
@@ -14,6 +15,28 @@ from .config import PRESETS, SefiConfig, parse_sefi_config
 
 if TYPE_CHECKING:
     from ..faces import FaceDetector
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--photo", type=Path, required=True, action="append", metavar="FILE", help="again for further photos of them"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--name", required=True, help="letters, digits, - and _")
+    options.add_model(parser)
+    parser.add_argument("--config", type=Path, metavar="TOML", help="settings; they go before the model's preset")
+    parser.add_argument("--steps", type=options.positive, metavar="N", help="optimizer steps")
+    parser.add_argument("--seed", type=int, metavar="N")
+    parser.add_argument(
+        "--class-word",
+        metavar="WORD",
+        help="what it is, in one word: person by default, such as woman; for a dog or a chair give a --config "
+        "whose template names no face",
+    )
+    parser.add_argument(
+        "--recogniser", type=Path, metavar="FILE", help="a face recognition network, which tells the most alike step"
+    )
+    options.add_looks(parser)
 
 
 def sefi(arguments: Namespace) -> Result:
