@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # install.py uses this module where torch may be missing
     from torch import Tensor
 
 MAX_DIMENSIONS = 8
+MAX_SIZE = 1 << 16  # CLIP's vocabulary of 49408 is the largest
 NUMBERS = r"float(16|32|64)|bfloat16|float8_e[45]m[23](fn|fnuz)?|u?int(8|16|32|64)|bool"  # dtypes that are converted
 
 
@@ -128,6 +129,18 @@ def check_plain(name: str, tensor: Tensor) -> None:
         raise MagiCaptureError(f"{name} is of a kind that is not read here ({kind}); take fp32, fp16 or bf16")
     if not 0 < tensor.nbytes <= tensor.untyped_storage().nbytes():
         raise MagiCaptureError(f"{name} is told to be {tuple(tensor.shape)} and holds less: not a file to trust")
+
+
+def check_sizes(settings: Any, name: str) -> None:
+    """Raises MagiCaptureError where a network's settings hold a number that no size of one is: a class would take
+    memory for it before any weight is looked at. name: the file's."""
+    waiting = [settings]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict | list):
+            waiting += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, int | float) and not abs(value) <= MAX_SIZE:
+            raise MagiCaptureError(f"{name}: {value} is no size of a network's; fetch it again")
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

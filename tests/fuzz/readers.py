@@ -132,8 +132,8 @@ def state_files() -> list[Files]:
 
 
 def toml_files() -> list[Files]:
-    text = """seed = 3\nresolution = 64\n[inversion]\nnum_steps = 3\n[tuning]\nnum_steps = 3
-lora_learning_rate = 1e-4\n[subject]\nplaceholder_token = "<me>"\ninitializer_token = "person"\n[loss]\nattention_weight = 1e-4\n"""
+    text = """seed = 3\nresolution = 64\n[inversion]\nnum_steps = 3\n[tuning]\nlora_learning_rate = 1e-4
+[subject]\nplaceholder_token = "<me>"\ninitializer_token = "person"\n"""
     return [{"a.toml": text.encode()}]
 
 

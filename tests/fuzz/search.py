@@ -1,4 +1,4 @@
-"""The same examples, chosen by atheris: those that reach new lines of ours are edited further. A child of the long run."""
+"""The same examples, chosen by atheris: those that reach new lines of ours are edited further."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from random import Random
 
 import atheris  # pyright: ignore[reportMissingImports]
 
-with atheris.instrument_imports(include=["magicapture_core"]):
+with atheris.instrument_imports(include=["magicapture_core"]):  # pyright: ignore[reportAttributeAccessIssue]
     from tests.fuzz.__main__ import Account, arguments_of
     from tests.fuzz.examples import Target, target
     from tests.fuzz.mutate import mutated
