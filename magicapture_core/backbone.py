@@ -155,13 +155,13 @@ def from_diffusers(folder: Path | str) -> Backbone:
             noise_scheduler=noise_scheduler(),
             architecture=SD1,
         )
+        backbone.to("cpu", torch.float32)
     except MagiCaptureError as error:
         raise MagiCaptureError(f"{folder}: {error}") from error
     except Exception as error:  # the classes of diffusers and transformers have many kinds for what they cannot take
         raise MagiCaptureError(
             f"{folder}: not a whole diffusers folder with safetensors weights: {_reason(error)}"
         ) from error
-    backbone.to("cpu", torch.float32)
     return backbone
 
 

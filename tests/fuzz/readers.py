@@ -223,7 +223,7 @@ def diffusers_files() -> list[Files]:
         vae.save_pretrained(folder / "vae")
         text_encoder.save_pretrained(folder / "text_encoder")
         backbone.noise_scheduler().save_pretrained(folder / "scheduler")
-        tiny().tokenizer.save_pretrained(folder / "tokenizer")
+        shutil.copytree(backbone.TINY_FOLDER / "tokenizer", folder / "tokenizer")
 
     return [written(write)]
 

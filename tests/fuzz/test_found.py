@@ -17,7 +17,10 @@ from safetensors.torch import save_file
 
 from magicapture_core import halves, images, tflite
 from magicapture_core.artifact import load, read_embedding, save
+from magicapture_core.backbone import from_diffusers
+from magicapture_core.collage_controls import load_controlnet
 from magicapture_core.dino import load_dino
+from magicapture_core.evaluate.clip import load_clip
 from magicapture_core.face_nets import FaceNet
 from magicapture_core.files import read_state_dict
 from magicapture_core.kept import Kept
@@ -28,7 +31,7 @@ from magicapture_core.types import MagiCaptureError
 from tests.core.flatbuffer import model, operator, tensor
 from tests.fuzz.examples import check_message
 from tests.fuzz.graphs import doubling, many_sizes
-from tests.fuzz.readers import small_lora
+from tests.fuzz.readers import clip_files, diffusers_files, small_lora, tiny
 
 
 def refuses(read: Callable[[], Any], match: str) -> None:
@@ -173,3 +176,45 @@ def test_a_program_in_postscript_that_is_called_a_photo(tmp_path: Path, monkeypa
     text = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) print showpage\n%%EOF\n"
     (tmp_path / "photo.jpg").write_text(text)
     refuses(lambda: images.load_photo(tmp_path / "photo.jpg"), "cannot be read as a picture")
+
+
+@pytest.mark.parametrize(
+    ("half", "setting", "value"),
+    [
+        ("vision_config", "image_size", 65_536),
+        ("vision_config", "hidden_size", 2**40),
+        ("text_config", "vocab_size", -1),
+        ("vision_config", "hidden_act", "none"),
+        ("vision_config", "dtype", "fat32"),
+        ("text_config", "initializer_range", -1.0),
+    ],
+)
+def test_a_clip_whose_settings_are_none(tmp_path: Path, half: str, setting: str, value: Any) -> None:
+    """Whose sizes would take memory before a weight is looked at."""
+    [files] = clip_files()
+    settings = json.loads(files["clip/config.json"])
+    settings[half][setting] = value
+    for name, data in {**files, "clip/config.json": json.dumps(settings).encode()}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    refuses(lambda: load_clip(tmp_path / "clip"), "^clip: |^clip/config.json|seen by no CLIP")
+
+
+def test_a_controlnet_of_many_channels(tmp_path: Path) -> None:
+    """diffusers would make a layer of 20 000 x 20 000 x 9 numbers before they are compared."""
+    first, second = (f"controlnet_cond_embedding.{name}.weight" for name in ("conv_in", "blocks.1"))
+    weights = {first: torch.ones(20_000, 1), second: torch.ones(20_000, 1)}
+    save_file(weights, tmp_path / "a.safetensors")
+    refuses(lambda: load_controlnet(tmp_path / "a.safetensors", tiny().unet), "too many channels")
+    save_file({first: torch.ones(())}, tmp_path / "a.safetensors")
+    refuses(lambda: load_controlnet(tmp_path / "a.safetensors", tiny().unet), "should be")
+
+
+def test_a_diffusers_folder_with_more_layers_than_weights(tmp_path: Path) -> None:
+    [files] = diffusers_files()
+    config = json.loads(files["unet/config.json"])
+    config["layers_per_block"] = 3
+    for name, data in {**files, "unet/config.json": json.dumps(config).encode()}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    refuses(lambda: from_diffusers(tmp_path), "not a whole diffusers folder")
