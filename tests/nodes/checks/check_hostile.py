@@ -11,7 +11,7 @@ import torch
 
 NAMES = (
     "", ".", "..", "../up", "a/../../up", "/tmp/absolute", "C:\\up", "..\\up", "a\0b", "CON", "prn", "nul.safetensors",
-    "LPT1", "dot.", "space ", "-", "a" * 300, "é", "a\nb", "a:b", "~/up", "$HOME", "%TEMP%", "\ud800",
+    "LPT1", "dot.", "space ", "-", "a" * 300, "\u00e9", "a\nb", "a:b", "~/up", "$HOME", "%TEMP%", "\ud800",
 )  # fmt: skip
 NUMBERS = (math.nan, math.inf, -math.inf, -1, 2**31, 2**63, 10**400, -(10**30), 1e308)
 
