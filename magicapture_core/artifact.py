@@ -17,7 +17,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from .files import place, write_weights, written_beside
+from .files import check_plain, place, write_weights, written_beside
 from .kohya import TEXT_ENCODER, read_layers
 from .metadata import (
     IDENTITY,
@@ -335,9 +335,12 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, "pt") as file:
             # copies: a file that is mapped cannot be deleted on Windows
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
-            return tensors, dict(file.metadata() or {})
-    except SafetensorError as error:
+            metadata = dict(file.metadata() or {})
+    except (SafetensorError, RuntimeError, OverflowError, TypeError) as error:  # the last three: a shape beyond torch's
         raise MagiCaptureError(f"not a whole safetensors file ({error}): get it again") from error
+    for key, tensor in tensors.items():
+        check_plain(key, tensor)
+    return tensors, metadata
 
 
 def _half(key: str, value: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ldm
+from .files import check_plain, check_sizes
 from .models import find_model, models_folder
 from .types import SD1, TINY, MagiCaptureError
 
@@ -124,6 +125,8 @@ def from_checkpoint(path: Path | str, tokenizer_folder: Path | None = None) -> B
         return from_comfy_state(parts["unet"], parts["text_encoder"], parts["vae"], load_tokenizer(folder))
     except MagiCaptureError as error:
         raise MagiCaptureError(f"{path}: {error}") from error
+    except Exception as error:  # diffusers' converters have many kinds for layers that are not where they should be
+        raise MagiCaptureError(f"{path}: damaged, or no Stable Diffusion 1.5 ({_reason(error)})") from error
 
 
 @torch.inference_mode(False)
@@ -134,12 +137,14 @@ def from_diffusers(folder: Path | str) -> Backbone:
     """
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     folder = Path(folder)
     try:
-        _check_configs(_read_json(folder / "unet/config.json"), _read_json(folder / "scheduler/scheduler_config.json"))
+        unet_config = _read_json(folder / "unet/config.json")
+        _check_configs(unet_config, _read_json(folder / "scheduler/scheduler_config.json"))
+        for part, config in (("unet", unet_config), ("vae", _read_json(folder / "vae/config.json"))):
+            check_sizes(config, part)
         clip_weights = ldm.clip_names(load_file(folder / "text_encoder/model.safetensors"))
         local = {"local_files_only": True, "use_safetensors": True}
         backbone = Backbone(
@@ -150,12 +155,13 @@ def from_diffusers(folder: Path | str) -> Backbone:
             noise_scheduler=noise_scheduler(),
             architecture=SD1,
         )
-    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise MagiCaptureError(f"{folder}: not a whole diffusers folder with safetensors weights: {reason}") from error
+        backbone.to("cpu", torch.float32)
     except MagiCaptureError as error:
         raise MagiCaptureError(f"{folder}: {error}") from error
-    backbone.to("cpu", torch.float32)
+    except Exception as error:  # the classes of diffusers and transformers have many kinds for what they cannot take
+        raise MagiCaptureError(
+            f"{folder}: not a whole diffusers folder with safetensors weights: {_reason(error)}"
+        ) from error
     return backbone
 
 
@@ -176,6 +182,10 @@ def tiny() -> Backbone:
         noise_scheduler=noise_scheduler(),
         architecture=TINY,
     )
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 # -- parts -------------------------------------------------------------------------------------------------------------
@@ -220,7 +230,10 @@ def _read_parts(path: Path) -> dict[str, dict[str, Tensor]]:
                 ldm.check_prediction_type("v_prediction")
             for part, prefix in CHECKPOINT_PREFIXES.items():
                 names = [key for key in keys if key.startswith(prefix)]
-                parts[part] = {name.removeprefix(prefix): _to_fp32(file.get_tensor(name)) for name in names}
+                tensors = {name: file.get_tensor(name) for name in names}
+                for name, tensor in tensors.items():
+                    check_plain(name, tensor)
+                parts[part] = {name.removeprefix(prefix): _to_fp32(tensor) for name, tensor in tensors.items()}
     except SafetensorError as error:
         raise MagiCaptureError(f"not a whole safetensors file ({error}); copy it again") from error
     return parts

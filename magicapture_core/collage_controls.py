@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FOLDER_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")  # as diffusers saves
 SINGLE_FILE = "control_model."  # before the names in single files, or nothing
+MAX_CHANNELS, MAX_LEVELS = 1024, 8  # of the layers that read the picture: SD1.5's have 16 to 256, in four levels
 REMEDY = "take a whole ControlNet for Stable Diffusion 1.5"
 
 Draw = Callable[[Tensor, int], Tensor]  # FaceMesh's landmarks [468,2] and a side in pixels -> [3,side,side]
@@ -83,14 +84,23 @@ def controlnet(name: str, weights: Mapping[str, Tensor], unet: Any) -> Any:
             weights = ldm.controlnet_names(weights, unet.config)
         except MagiCaptureError as error:
             raise MagiCaptureError(f"{name}: {error}") from error
+        except Exception as error:  # diffusers' converter has many kinds for layers that are not where they should be
+            raise MagiCaptureError(f"{name}: not a ControlNet ({type(error).__name__}); {REMEDY}") from error
     if "controlnet_cond_embedding.conv_in.weight" not in weights:
         raise MagiCaptureError(f"{name}: not a ControlNet; {REMEDY}")
     reads = [weights["controlnet_cond_embedding.conv_in.weight"]]
     while (block := f"controlnet_cond_embedding.blocks.{2 * len(reads) - 1}.weight") in weights:
         reads.append(weights[block])
+    if max(map(_rows, reads)) > MAX_CHANNELS or len(reads) > MAX_LEVELS:
+        raise MagiCaptureError(f"{name}: reads its pictures with too many channels; {REMEDY}")
     net = ControlNetModel.from_unet(
-        unet, load_weights_from_unet=False, conditioning_embedding_out_channels=tuple(len(read) for read in reads)
+        unet, load_weights_from_unet=False, conditioning_embedding_out_channels=tuple(map(_rows, reads))
     )
     check_weights(net.state_dict(), weights, name, "ControlNet for this model")
     net.load_state_dict(weights)
     return net
+
+
+def _rows(weight: Tensor) -> int:
+    """1 for a single number, which check_weights then names."""
+    return next(iter(weight.shape), 1)

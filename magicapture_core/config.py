@@ -16,6 +16,7 @@ from .types import MagiCaptureError, Side, concept_name
 Kind = Literal["person", "object"]
 Preset = Literal["quick", "standard", "paper", "tiny"]
 OptimizerName = Literal["adamw", "adamw8bit", "prodigy"]
+MAX_SHOWN = 300  # characters of a wrong value
 PLACEHOLDER_PATTERN = r"^<[A-Za-z0-9_-]{1,40}>$"
 MAX_MORE = 15  # people or styles besides the first
 
@@ -371,5 +372,13 @@ def parse(kind: type[S], values: dict[str, Any]) -> S:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        faults = (f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors())
+        faults = (f"{'.'.join(map(str, e['loc']))}={_shown(e['input'])}: {e['msg']}" for e in error.errors())
         raise MagiCaptureError("settings: " + "; ".join(faults)) from None
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

@@ -22,6 +22,7 @@ from .types import MagiCaptureError
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 HEAD_WIDTH, MLP_RATIO, EPSILON = 64, 4, 1e-6  # of all that were released
+MAX_DEPTH = 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 RENAMES = (  # transformers -> the release, one after the other
     ("embeddings.cls_token", "cls_token"),
@@ -173,7 +174,7 @@ def _sizes(weights: Mapping[str, Tensor], name: str) -> tuple[int, int, int, int
     except (KeyError, IndexError, ValueError):
         width = patch_size = grid_size = 0
     depth = len({key.split(".")[1] for key in weights if key.startswith("blocks.")})
-    if width % HEAD_WIDTH or not all((width, depth, patch_size, grid_size)):
+    if width % HEAD_WIDTH or depth > MAX_DEPTH or not all((width, depth, patch_size, grid_size)):
         raise MagiCaptureError(
             f"{name}: no vision transformer with heads of {HEAD_WIDTH} that is known here; take "
             "dino_deitsmall16_pretrain.pth, or model.safetensors of facebook/dino-vits16"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from .types import MagiCaptureError
 Options = dict[str, int]
 
 PADDING_SAME = 0
+MAX_BYTES = 32 << 20  # of an unfolded file; FaceMesh, the largest, has 2 MB
 ACTIVATIONS: dict[int, Callable[[Tensor], Tensor]] = {0: lambda x: x, 1: F.relu, 3: F.relu6}
 
 
@@ -33,13 +33,19 @@ class FaceNet(nn.Module):
     def __init__(self, path: Path) -> None:
         """Raises MagiCaptureError when the file is broken or has an operator that is not known here."""
         super().__init__()
-        graph, weights = _read(path)
-        self.operators: list[tuple[str, list[str], list[str], Options]] = graph["operators"]
-        self.input_name: str = graph["input"]
-        self.output_names: list[str] = graph["outputs"]
-        self.size: int = graph["input_shape"][1]
-        for name, weight in weights.items():
-            self.register_buffer(name, weight)
+        self.operators: list[tuple[str, list[str], list[str], Options]]
+        self.input_name: str
+        self.output_names: list[str]
+        self.size: int
+        try:
+            graph, weights = _read(path)
+            self.operators = [(str(name), *rest) for name, *rest in graph["operators"]]
+            self.input_name, self.output_names = graph["input"], graph["outputs"]
+            self.size = int(graph["input_shape"][1])
+            for name, weight in weights.items():
+                self.register_buffer(name, weight)
+        except Exception as error:  # zip, deflate, numpy and JSON have a dozen kinds for a file that is none of ours
+            raise MagiCaptureError(f"{path} is broken ({error}); delete it and run: {REMEDIES['faces']}") from error
         unknown = sorted({name for name, *_ in self.operators} - OPERATORS.keys())
         if unknown:
             raise MagiCaptureError(f"{path}: operators {', '.join(unknown)} are not known here")
@@ -53,12 +59,12 @@ class FaceNet(nn.Module):
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            graph = json.loads(archive["meta"].tobytes())
-            arrays = {name: archive[name] for name in archive.files if name != "meta"}
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise MagiCaptureError(f"{path} is broken ({error}); delete it and run: {REMEDIES['faces']}") from error
+    with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > MAX_BYTES:
+            raise ValueError(f"it unfolds to more than {MAX_BYTES >> 20} MB")
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        graph = json.loads(archive["meta"].tobytes())
+        arrays = {name: archive[name] for name in archive.files if name != "meta"}
     kinds = {name: np.float32 if array.dtype == np.float16 else np.int64 for name, array in arrays.items()}
     return graph, {name: torch.from_numpy(array.astype(kinds[name])) for name, array in arrays.items()}
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,10 @@ from .types import MagiCaptureError
 
 if TYPE_CHECKING:  # install.py uses this module where torch may be missing
     from torch import Tensor
+
+MAX_DIMENSIONS = 8
+MAX_SIZE = 1 << 16  # CLIP's vocabulary of 49408 is the largest
+NUMBERS = r"float(16|32|64)|bfloat16|float8_e[45]m[23](fn|fnuz)?|u?int(8|16|32|64)|bool"  # dtypes that are converted
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> Path:
@@ -78,19 +84,74 @@ def write_weights(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str,
 def read_weights(path: Path) -> Any:
     """What a .safetensors file holds; any other as torch reads it with weights_only, which runs nothing of the file.
 
-    Raises MagiCaptureError when it cannot be read.
+    Raises MagiCaptureError when it cannot be read, and for tensors that are larger than what the file holds of them.
     """
     import torch
     from safetensors.torch import load_file
 
     try:
         is_safe = path.suffix.lower() == ".safetensors"
-        return load_file(path) if is_safe else torch.load(path, "cpu", weights_only=True)
+        if not is_safe:
+            _check_archive(path)
+        weights = load_file(path) if is_safe else torch.load(path, "cpu", weights_only=True)
+        for name, tensor in _named_tensors(weights):
+            check_plain(name, tensor)
+        return weights
+    except MagiCaptureError as error:
+        raise MagiCaptureError(f"{path.name}: {error}") from error
     except Exception as error:  # each reader has its own kinds for a file that is cut off or holds more than tensors
         raise MagiCaptureError(
             f"{path.name}: cannot be read: damaged, cut off, or more than tensors, which is not opened here "
             f"({type(error).__name__}); fetch it again, or save the network's state_dict() alone"
         ) from error
+
+
+def _check_archive(path: Path) -> None:
+    """Raises ValueError for a zip that unfolds to more than it is: torch writes its members as they are."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+                raise ValueError("an archive that unfolds to more than it is")
+
+
+def _named_tensors(weights: Any) -> Iterator[tuple[str, Tensor]]:
+    """Those of a dictionary and of the dictionaries in it, which may hold one another."""
+    import torch
+
+    waiting, seen = [weights], set()
+    while waiting:
+        inner = waiting.pop()
+        if not isinstance(inner, dict) or id(inner) in seen:
+            continue
+        seen.add(id(inner))
+        waiting += inner.values()
+        yield from ((str(key), value) for key, value in inner.items() if isinstance(value, torch.Tensor))
+
+
+def check_plain(name: str, tensor: Tensor) -> None:
+    """Raises MagiCaptureError unless it is dense, on the CPU, of numbers that can be reckoned with, and takes as much
+    of the file as its shape says: a few bytes can be told to be a tensor of any size."""
+    import torch
+
+    is_strided = tensor.layout == torch.strided and not tensor.is_quantized
+    is_dense = is_strided and tensor.device.type == "cpu" and tensor.ndim <= MAX_DIMENSIONS
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if not is_dense or not re.fullmatch(NUMBERS, kind):
+        raise MagiCaptureError(f"{name} is of a kind that is not read here ({kind}); take fp32, fp16 or bf16")
+    if not 0 < tensor.nbytes <= tensor.untyped_storage().nbytes():
+        raise MagiCaptureError(f"{name} is told to be {tuple(tensor.shape)} and holds less: not a file to trust")
+
+
+def check_sizes(settings: Any, name: str) -> None:
+    """Raises MagiCaptureError where a network's settings hold a number that no size of one is: a class would take
+    memory for it before any weight is looked at. name: the file's."""
+    waiting = [settings]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict | list):
+            waiting += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, int | float) and not abs(value) <= MAX_SIZE:
+            raise MagiCaptureError(f"{name}: {value} is no size of a network's; fetch it again")
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

@@ -18,6 +18,8 @@ from .kohya import UP, read_layers, write_layers
 from .metadata import check_tokens
 from .types import LoraLayer, MagiCaptureError, Side, side_of
 
+MAX_RANK = 1024  # of one file; whatever another lacks is filled up with zeros of this rank
+
 
 def scaled(artifact: Artifact, strengths: Mapping[Side, float]) -> Artifact:
     """The artifact with each half `strength` times as strong; the same one where all are 1.
@@ -103,7 +105,12 @@ def _ranks(artifact: Artifact) -> dict[Side, int]:
     ranks: dict[Side, int] = {
         side: artifact.rank_split[side] for side in get_args(Side) if artifact.rank_split.get(side, 0) > 0
     }
-    for key, layer in read_layers(artifact.lora).items():
+    layers = read_layers(artifact.lora)
+    if not layers or sum(ranks.values()) > MAX_RANK:
+        raise MagiCaptureError(
+            f"{artifact.name}: {len(layers)} layers of rank {sum(ranks.values())} have no halves; take the original"
+        )
+    for key, layer in layers.items():
         if len(layer.down) != sum(ranks.values()):
             raise MagiCaptureError(
                 f"{artifact.name}: {key} has rank {len(layer.down)}, which is not what magicapture.rank_split says "

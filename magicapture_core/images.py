@@ -23,6 +23,7 @@ from .types import MagiCaptureError, PhotoNote
 PHOTO_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif"}
 )
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "HEIF", "AVIF")
 MAX_PIXELS = 80_000_000  # a gigabyte as a tensor; Pillow itself suspects a decompression bomb from 89 million on
 ORIENTATION = 0x0112  # EXIF tag
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N", "I")
@@ -174,7 +175,7 @@ def save_image(image: Tensor, path: Path, mark: Mark | None = None) -> Path:
 def _open(path: Path) -> tuple[Image.Image, list[str]]:
     """The decoded, upright picture, and in words what is unusual about the file."""
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=_formats()) as file:
             if file.width * file.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{file.width} x {file.height}")
             file.load()
@@ -195,6 +196,13 @@ def _open(path: Path) -> tuple[Image.Image, list[str]]:
             f"{path.name}: pictures of floating-point numbers are not read; save it with 8 or 16 bits"
         )
     return picture, [*(["turned upright by its EXIF tag"] if turned else []), *_mode_changes(picture)]
+
+
+def _formats() -> list[str]:
+    """Those of FORMATS that this Pillow knows. By itself it goes by the content, whatever the name, and would start
+    Ghostscript for a program in PostScript that is called photo.jpg."""
+    Image.init()
+    return [kind for kind in FORMATS if kind in Image.OPEN]
 
 
 def _mode_changes(picture: Image.Image) -> list[str]:

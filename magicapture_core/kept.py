@@ -119,12 +119,13 @@ class Kept:
         try:
             # copies: what is mapped cannot be replaced on Windows, and the next state takes this one's place
             state = {key: value.clone() for key, value in load_file(self.state_file).items()}
-        except SafetensorError as error:
+            history = state.pop("history").reshape(-1, len(TERMS)).tolist()
+            looks = state.pop("looks").reshape(-1, 2).tolist()
+            return state, Told(history=history, looks=looks, looked_at=int(state.pop("looked_at")))
+        except (SafetensorError, KeyError, RuntimeError, OverflowError, TypeError, ValueError) as error:
             raise MagiCaptureError(
                 f"{self.state_file}: the saved state is damaged ({error}); delete it to train from the start"
             ) from error
-        history, looks = state.pop("history").tolist(), state.pop("looks").tolist()
-        return state, Told(history=history, looks=looks, looked_at=int(state.pop("looked_at")))
 
     @contextmanager
     def locked(self) -> Iterator[None]:

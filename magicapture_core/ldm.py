@@ -18,6 +18,8 @@ State = Mapping[str, Tensor]
 
 PROMPT_DIM = 768  # CLIP ViT-L/14, the text encoder of Stable Diffusion 1.x
 LATENT_CHANNELS = 4
+MAX_WIDTH = 4096  # SD1.5's largest are 1280, and 3072 inside of CLIP
+MAX_DEPTH = 64
 CLIP_HEAD_DIM = 64
 SCALING_FACTOR = 0.18215  # latents = encoded * this: unit variance over the training set of SD1.x
 RELATIVES = {1024: "Stable Diffusion 2", 2048: "SDXL", 1280: "the SDXL refiner"}
@@ -134,11 +136,18 @@ def text_encoder_config(state: State) -> dict[str, Any]:
 def _width(state: State, key: str) -> int:
     if key not in state:
         raise MagiCaptureError(f"the weight {key} is missing: the checkpoint is damaged or no Stable Diffusion 1.5")
-    return state[key].shape[0]
+    return _sane(next(iter(state[key].shape), 0), key)
 
 
 def _count(keys: Iterable[str], pattern: str) -> int:
-    return len({found[1] for found in map(re.compile(pattern).match, keys) if found})
+    return _sane(len({found[1] for found in map(re.compile(pattern).match, keys) if found}), pattern, MAX_DEPTH)
+
+
+def _sane(size: int, place: str, largest: int = MAX_WIDTH) -> int:
+    """A network of any width and depth would be made, for longer than anyone waits, before its weights are compared."""
+    if not 0 < size <= largest:
+        raise MagiCaptureError(f"{place} of {size}: the checkpoint is damaged or no Stable Diffusion 1.5")
+    return size
 
 
 # -- names -------------------------------------------------------------------------------------------------------------

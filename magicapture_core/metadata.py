@@ -219,10 +219,10 @@ def training_fields(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _setting(config: Any, *path: str) -> Any:
-    """None where a stranger's settings do not hold it."""
+    """None where a stranger's settings do not hold it, or hold a number that is none of ours."""
     for name in path:
         config = config.get(name) if isinstance(config, Mapping) else None
-    return config
+    return config if not isinstance(config, int) or abs(config) < 1 << 63 else None
 
 
 def read_architecture(metadata: Mapping[str, str], tokens: Sequence[Token]) -> str:

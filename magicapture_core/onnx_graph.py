@@ -24,6 +24,8 @@ VARINT, EIGHT_BYTES, COUNTED, FOUR_BYTES = 0, 1, 2, 5  # wire types; 3 and 4 hav
 WIDTHS = {EIGHT_BYTES: 8, FOUR_BYTES: 4}
 DTYPES: dict[int, str] = {1: "<f4", 7: "<i8", 10: "<f2"}
 
+MAX_DIMENSIONS = 8
+
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
@@ -211,8 +213,8 @@ def _tensor(tensor: Message) -> Array:
         raise _Unsupported(f"has weights of ONNX data type {data_type}; take a float32 or float16 export")
     shape = tensor.integers(1)
     values = _raw(tensor, data_type) if 9 in tensor else _typed(tensor, data_type)
-    if min(shape, default=0) < 0 or math.prod(shape) != values.size:
-        raise ValueError(f"{values.size} values for a tensor of {shape}")
+    if len(shape) > MAX_DIMENSIONS or min(shape, default=0) < 0 or math.prod(shape) != values.size:
+        raise ValueError(f"{values.size} values for a tensor of {shape[:MAX_DIMENSIONS]}")
     return values.reshape(shape)
 
 

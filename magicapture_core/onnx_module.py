@@ -18,8 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .onnx_graph import Array, Graph, Node
+from .onnx_graph import MAX_DIMENSIONS, Array, Graph, Node
 from .types import MagiCaptureError
+
+MAX_VALUES = 1 << 26  # of one activation of one face; IResNet's largest has 800 thousand
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +53,20 @@ class OnnxModule(nn.Module):
         weights = {name: array for name, array in constants.items() if name in read and array.dtype.kind == "f"}
         self.weight_names = list(weights)
         self.weights = nn.ParameterList(_frozen(array) for array in weights.values())
-        self.sizes = {name: array.tolist() for name, array in constants.items() if array.dtype.kind == "i"}
+        self.sizes = {
+            name: array.tolist()
+            for name, array in constants.items()
+            if array.dtype.kind == "i" and array.size <= MAX_DIMENSIONS
+        }
+        if lost := [name for name in read - weights.keys() if name in constants and name not in self.sizes]:
+            raise MagiCaptureError(f"{name}: {lost[0]} holds more numbers than a shape has; fetch it again")
 
     def forward(self, x: Tensor) -> Tensor:
         weights = dict(zip(self.weight_names, self.weights, strict=True))
         values: dict[str, Any] = {"": None, self.input_name: x, **self.sizes, **weights}
         for step in self.steps:
-            values[step.output] = step.run(*(values[name] for name in step.inputs), **step.attributes)
+            value = step.run(*(values[name] for name in step.inputs), **step.attributes)
+            values[step.output] = _bounded(value, len(x))
             for name in step.spent:  # without this a batch would keep every activation until the end
                 del values[name]
         return values[self.output_name]
@@ -111,6 +120,17 @@ class OnnxModule(nn.Module):
                 f"{self.name}: operator {node.kind!r} reads a value that nothing makes, or makes one twice; fetch "
                 "it again"
             )
+
+
+def _bounded(value: Any, batch: int) -> Any:
+    """The same value. Raises ValueError for sizes and activations that no network has: a file of a kilobyte can double
+    them sixty times."""
+    is_list = isinstance(value, list)
+    sizes = value if is_list else [value] if isinstance(value, int | float) else []
+    is_wide = isinstance(value, Tensor) and (value.numel() > batch * MAX_VALUES or value.ndim > MAX_DIMENSIONS)
+    if is_wide or (is_list and len(value) > MAX_DIMENSIONS) or any(abs(size) >= 1 << 63 for size in sizes):
+        raise ValueError("a value is larger than those of any face recogniser")
+    return value
 
 
 def _constants(graph: Graph) -> dict[str, Array]:
@@ -201,6 +221,8 @@ def _unsqueeze(x: Tensor | int, given: list[int] | None = None, *, axes: Sequenc
     if isinstance(x, int):
         return [x]
     places = axes if given is None else given
+    if len(places) > MAX_DIMENSIONS:
+        raise ValueError(f"Unsqueeze by {len(places)} axes")
     for place in sorted(place % (x.ndim + len(places)) for place in places):
         x = x.unsqueeze(place)
     return x

@@ -38,4 +38,4 @@ def load_taesd(path: Path) -> Any:
 def _diffusers_name(key: str) -> str:
     """3.conv.0.weight -> layers.2.conv.0.weight: in the file the clamp is layer 0, in diffusers it is none."""
     layer, _, rest = key.partition(".")
-    return f"layers.{int(layer) - 1}.{rest}" if layer.isdecimal() else key
+    return f"layers.{int(layer) - 1}.{rest}" if layer.isdecimal() and len(layer) < 4 else key

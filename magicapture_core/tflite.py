@@ -65,7 +65,7 @@ def convert(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, Array]]:
         raise MagiCaptureError(f"{name} is not a TFLite file; fetch it again")
     try:
         return _Converter(data, name).convert()
-    except (struct.error, IndexError, KeyError, ValueError, AttributeError) as error:
+    except (struct.error, IndexError, KeyError, ValueError, AttributeError, TypeError, MemoryError) as error:
         raise MagiCaptureError(f"{name} is truncated or broken ({error}); fetch it again") from error
 
 
@@ -239,8 +239,8 @@ class _Converter:
         """The name by which an input is known; weights are collected, those of a convolution in torch's layout."""
         if index < 0:
             return ""
-        while index in self.stored_as:  # a sparse half-precision weight is unpacked twice
-            index = self.stored_as[index]
+        for _ in range(len(self.stored_as)):  # a sparse half-precision weight is unpacked twice; and none in a circle
+            index = self.stored_as.get(index, index)
         value = self._constant(index)
         if value is None:
             return f"t{index}"

@@ -184,7 +184,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """Raises MagiCaptureError for what is no TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
         raise MagiCaptureError(f"{path}: {error}; it has to be TOML in UTF-8") from error
 
 

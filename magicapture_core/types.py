@@ -22,11 +22,20 @@ Side = Literal["subject", "style"]
 CONCEPT_PATTERN = r"(?:subject|style)(?:_(?:[2-9]|[1-9][0-9]))?"  # what `concept_name` makes
 Task = Literal["source", "reference", "composed", "class"]
 
+MAX_MESSAGE = 2000  # characters that somebody may still read
+
 SD1, TINY = "stable-diffusion-v1", "magicapture-tiny"  # architectures, as they stand in a shared file
 
 
 class MagiCaptureError(Exception):
-    """Something the user can mend. The message is one line that names the input and the remedy."""
+    """Something the user can mend. The message is one line that names the input and the remedy.
+
+    It may quote a stranger's file: what is no visible character is written as its code, and the line ends somewhere.
+    """
+
+    def __init__(self, message: str) -> None:
+        shown = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in message[:MAX_MESSAGE])
+        super().__init__(shown if len(message) <= MAX_MESSAGE else f"{shown} ...")
 
 
 class Dismissed(Exception):

@@ -80,7 +80,11 @@ def digest(*parts: object) -> str:
 
 def inside(folder: Path, name: str) -> Path:
     """folder/name, refused when it leaves the folder: names come over HTTP and may be anyone's."""
-    root, path = os.path.realpath(folder), os.path.realpath(os.path.join(folder, name))
-    if os.path.commonpath([root, path]) != root:
+    try:
+        root, path = os.path.realpath(folder), os.path.realpath(os.path.join(folder, name))
+        is_inside = os.path.commonpath([root, path]) == root
+    except ValueError:  # a NUL, half a character, or another drive of Windows
+        is_inside = False
+    if not is_inside:
         raise MagiCaptureError(f"{name!r} lies outside {folder}: choose an entry of the list")
     return Path(path)

@@ -91,9 +91,10 @@ class LoadPhotos(io.ComfyNode):
             for mask in mask_pictures or []
             if mask not in matched.values()
         ]
-        report = "\n".join(map(str, join_notes(sizes, changes, masked, faults, strays)))
+        notes = [str(note) for note in join_notes(sizes, changes, masked, faults, strays)]
         if not photos:
-            raise MagiCaptureError(f"folder {folder!r}: no photo can be read\n{report}")
+            raise MagiCaptureError(f"folder {folder!r}: no photo can be read: {'; '.join(notes)}")
+        report = "\n".join(notes)
         images = [to_comfy(image[None]) for _, image in photos]
         masks = [masks_to_comfy(BLACK if mask is None else mask[None]) for mask in found]
         return io.NodeOutput(images, [name for name, _ in photos], report, masks, ui=show(report))

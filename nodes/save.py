@@ -13,6 +13,7 @@ import folder_paths
 from comfy_api.latest import io
 from torch import Tensor
 
+from .folders import inside
 from .sockets import schema
 
 NOT_MARKED = "none"
@@ -61,6 +62,7 @@ class SavePortraits(io.ComfyNode):
 
         pictures = [to_pil(image) for image in images.movedim(-1, 1)]  # the fourth channel too, as Save Image
         output = folder_paths.get_output_directory()
+        inside(Path(output), filename_prefix)
         width, height = pictures[0].size
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, output, width, height)
         info = _texts(cls.hidden, mark, scores)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backbone import load_tokenizer
-from ..files import check_weights, read_state_dict
+from ..files import check_sizes, check_weights, read_state_dict
 from ..models import find_model, models_folder
 from ..types import MagiCaptureError
 
@@ -25,6 +25,7 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 VISION, TEXT = "vision_model.", "text_model."
 NUM_HEADS = {768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}  # of vision transformers B, L, H, g and bigG, by width
 LARGEST_OF_OPENAI = 1024  # width; the others are OpenCLIP's, which have the plain GELU
+MAX_IMAGE = 4096  # pixels of a side
 REMEDY = "take openai/clip-vit-large-patch14, its folder or its model.safetensors"
 
 
@@ -102,7 +103,12 @@ def load_clip(path: Path) -> Clip:
         raise MagiCaptureError(f"{path.name}: no CLIP under transformers' names; {REMEDY}")
     has_text = any(name.startswith(TEXT) for name in weights)
     settings = _read_settings(path) if path.is_dir() else _guess_settings(weights, path.name)
-    model = _empty(settings, has_text)
+    check_sizes(settings, path.name)
+    try:
+        model = _empty(settings, has_text)
+    except Exception as error:  # transformers has a kind of its own for each setting that makes no sense
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise MagiCaptureError(f"{path.name}: no CLIP can be made with its settings ({reason}); {REMEDY}") from error
     check_weights(model.state_dict(), weights, path.name, "CLIP")
     model.load_state_dict(weights, assign=True)
     has_tokenizer = (path / "vocab.json").is_file() and (path / "merges.txt").is_file()
@@ -126,12 +132,21 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     try:
         settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         kind = settings["model_type"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise MagiCaptureError(f"{folder / CONFIG}: missing or not transformers' ({error}); {REMEDY}") from error
     if kind == "clip_vision_model":
-        return {"vision_config": settings, "projection_dim": settings.get("projection_dim", 512)}
-    if kind != "clip":
+        settings = {"vision_config": settings, "projection_dim": settings.get("projection_dim", 512)}
+    elif kind != "clip":
         raise MagiCaptureError(f"{folder / CONFIG}: is of {kind}, not of CLIP; {REMEDY}")
+    image_size = _setting(settings, "vision_config", "image_size")
+    if isinstance(image_size, int) and image_size > MAX_IMAGE:
+        raise MagiCaptureError(f"{folder / CONFIG}: pictures of {image_size} pixels are seen by no CLIP; {REMEDY}")
+    return settings
+
+
+def _setting(settings: Any, *path: str) -> Any:
+    for name in path:
+        settings = settings.get(name) if isinstance(settings, dict) else None
     return settings
 
 
