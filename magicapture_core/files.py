@@ -139,7 +139,9 @@ def check_plain(name: str, tensor: Tensor) -> None:
     if not is_dense or not re.fullmatch(NUMBERS, kind):
         raise MagiCaptureError(f"{name} is of a kind that is not read here ({kind}); take fp32, fp16 or bf16")
     if not 0 < tensor.nbytes <= tensor.untyped_storage().nbytes():
-        raise MagiCaptureError(f"{name} is told to be {tuple(tensor.shape)} and holds less: not a file to trust")
+        raise MagiCaptureError(
+            f"{name} is told to be {tuple(tensor.shape)} and holds less: not a file to trust; fetch it again"
+        )
 
 
 def check_sizes(settings: Any, name: str) -> None:
