@@ -136,9 +136,14 @@ class Kept:
         from filelock import FileLock, Timeout
 
         self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"lock-{self.key[:16]}"
         try:
-            with FileLock(self.folder / f"lock-{self.key[:16]}", timeout=0):
-                yield
+            with FileLock(path, timeout=0):
+                try:
+                    yield
+                finally:
+                    with suppress(OSError):  # Windows holds on to it, and filelock removes it there
+                        path.unlink()
         except Timeout as error:
             raise MagiCaptureError(
                 f"{self.folder.name}: the same training is running in another process; wait for it, or take another "

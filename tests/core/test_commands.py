@@ -518,7 +518,7 @@ def test_forget_says_what_it_deleted_and_leaves_the_lora(photos, tmp_path, capsy
     forget = ["forget", "someone", "--output", str(tmp_path), "--json"]
     assert main(forget) == 0
     told = json.loads(capsys.readouterr().out)
-    assert [Path(path).name.split("-")[0] for path in told["deleted"]] == ["lock", "looks", "result", "samples"]
+    assert [Path(path).name.split("-")[0] for path in told["deleted"]] == ["looks", "result", "samples"]
     assert not (tmp_path / "magicapture" / "someone").exists()
     assert {file.name for file in tmp_path.glob("someone*")} == {
         "someone.safetensors", "someone.preview.png", "someone_subject.safetensors", "someone_style.safetensors",
