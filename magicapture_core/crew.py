@@ -72,7 +72,7 @@ class Crew:
             return
         try:
             yield
-        except Exception:
+        except Exception:  # of whatever kind: it goes on to the caller, once the others know
             self._sum(1)
             raise
         if self._sum(0):
