@@ -7,12 +7,13 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import patching
+from .node import Node
 from .sockets import ArtifactType, checkpoint_inputs, schema, strength_input
 
 SAME_FILE = "the same file"
 
 
-class LoadMagiCaptureLoRA(io.ComfyNode):
+class LoadMagiCaptureLoRA(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

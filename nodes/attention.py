@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..magicapture_core.prompts import COMPOSED_PROMPT, fill, fill_prompt
 from ..magicapture_core.types import MagiCaptureError
+from .node import Node
 from .recording import record_attention, record_sampling
 from .sockets import (
     ArtifactType,
@@ -39,7 +40,7 @@ PROMPT_TOOLTIP = (
 )
 
 
-class RecordAttention(io.ComfyNode):
+class RecordAttention(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -74,7 +75,7 @@ class RecordAttention(io.ComfyNode):
         return io.NodeOutput(*record_attention(model, clip, fill_prompt(prompt, artifact), words, max_grid, artifact))
 
 
-class AttentionMapViewer(io.ComfyNode):
+class AttentionMapViewer(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         import comfy.samplers

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..magicapture_core.group.people import DELAY
 from ..magicapture_core.types import MagiCaptureError
 from .controls import check_control, control_sockets, with_control
+from .node import Node
 from .sampling import Shot, odd_size, sample, sampler_sockets
 from .sockets import ArtifactType, IdentityType, checkpoint_inputs, masks_to_core, schema, show, text_input
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 GroupType = io.Custom("MAGICAPTURE_GROUP")
 
 
-class GroupPerson(io.ComfyNode):
+class GroupPerson(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -98,7 +99,7 @@ class GroupPerson(io.ComfyNode):
         return io.NodeOutput((*group, person))
 
 
-class GroupPortraitSampler(io.ComfyNode):
+class GroupPortraitSampler(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

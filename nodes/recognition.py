@@ -14,6 +14,7 @@ from torch import Tensor
 from ..magicapture_core.types import MagiCaptureError
 from .folders import INSIGHTFACE, RECOGNISERS, other_models
 from .masks import split
+from .node import Node
 from .portraits import face_detector
 from .sockets import FaceRecognitionType, schema, show
 
@@ -21,7 +22,7 @@ NO_FILE = f"(put w600k_r50.onnx or glintr100.onnx into models/{INSIGHTFACE})"
 BEST_KNOWN = ("w600k_r50.onnx", "glintr100.onnx")
 
 
-class LoadFaceRecognition(io.ComfyNode):
+class LoadFaceRecognition(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -60,7 +61,7 @@ class LoadFaceRecognition(io.ComfyNode):
             return io.NodeOutput(load_recogniser(Path(folder_paths.get_full_path_or_raise(RECOGNISERS, model_name))))
 
 
-class FaceSimilarity(io.ComfyNode):
+class FaceSimilarity(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

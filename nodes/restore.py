@@ -14,6 +14,7 @@ from torch import Tensor
 from ..magicapture_core.face_outcomes import MAX_LIKENESS_LOSS
 from ..magicapture_core.types import MagiCaptureError
 from .masks import split
+from .node import Node
 from .portraits import face_detector
 from .sockets import FaceRecognitionType, masks_to_core, schema, show, to_comfy, to_core
 
@@ -24,7 +25,7 @@ NO_FILE = f"(put GFPGANv1.4.pth into models/{KIND})"
 TILE_MEMORY = 2 * 2**30  # bytes that a tile or a face of 512 pixels takes at most
 
 
-class LoadFaceRestorer(io.ComfyNode):
+class LoadFaceRestorer(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -57,7 +58,7 @@ class LoadFaceRestorer(io.ComfyNode):
         return io.NodeOutput(load_restorer(folder_paths.get_full_path_or_raise(KIND, model_name)))
 
 
-class RestoreAndUpscale(io.ComfyNode):
+class RestoreAndUpscale(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

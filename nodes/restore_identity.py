@@ -14,6 +14,7 @@ from ..magicapture_core.diir.restorer import GUIDANCE, NUM_STEPS, STRENGTHS, Mod
 from ..magicapture_core.landmark_maps import Style
 from .controls import check_prompt_width
 from .masks import split
+from .node import Node
 from .portraits import face_detector
 from .restore import in_batches, make_guard, match_regions
 from .sockets import (
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from ..magicapture_core.restore import Guard
 
 
-class RestoreIdentity(io.ComfyNode):
+class RestoreIdentity(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

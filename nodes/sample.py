@@ -9,12 +9,13 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import patching
+from .node import Node
 from .sampling import sample
 from .scene import in_words, open_scene, optional_sockets, required_sockets
 from .sockets import schema, show, single, to_comfy, to_core
 
 
-class ComposedPromptSampler(io.ComfyNode):
+class ComposedPromptSampler(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

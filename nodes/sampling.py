@@ -9,6 +9,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..magicapture_core.types import MagiCaptureError
 from .sockets import MAX_INT
 
 LATENT_FACTOR = 8  # pixels of a side for each latent
@@ -57,6 +58,8 @@ class Shot(NamedTuple):
 def sample(shots: Sequence[tuple[Shot, int]], settings: Mapping[str, Any], size: tuple[int, int]) -> Tensor:
     """Shots with their seeds -> latents [N,4,h,w]. One picture at a time, so that each is that of its seed alone, on
     any card. size: (width, height) in pixels.
+
+    Raises MagiCaptureError for a picture that holds NaN.
     """
     import comfy.model_management
     import comfy.sample
@@ -65,22 +68,25 @@ def sample(shots: Sequence[tuple[Shot, int]], settings: Mapping[str, Any], size:
     watch = live_previews(shots[0][0].model, len(shots), settings["steps"])
     wide, high = (side // LATENT_FACTOR for side in size)
     empty = torch.zeros(1, 4, high, wide, device=comfy.model_management.intermediate_device())
-    return torch.cat(
-        [
-            comfy.sample.sample(
-                shot.model,
-                comfy.sample.prepare_noise(empty, seed),
-                positive=shot.positive,
-                negative=shot.negative,
-                latent_image=empty,
-                callback=watch(number),
-                disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-                seed=seed,
-                **settings,
+    made = []
+    for number, (shot, seed) in enumerate(shots):
+        latents = comfy.sample.sample(
+            shot.model,
+            comfy.sample.prepare_noise(empty, seed),
+            positive=shot.positive,
+            negative=shot.negative,
+            latent_image=empty,
+            callback=watch(number),
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+            seed=seed,
+            **settings,
+        )
+        if not latents.isfinite().all():
+            raise MagiCaptureError(
+                f"seed {seed}: the picture holds NaN; lower cfg or the strengths, or start ComfyUI with --force-fp32"
             )
-            for number, (shot, seed) in enumerate(shots)
-        ]
-    )
+        made.append(latents)
+    return torch.cat(made)
 
 
 def odd_size(size: tuple[int, int]) -> list[str]:

@@ -14,13 +14,14 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from .folders import inside
+from .node import Node
 from .sockets import schema
 
 NOT_MARKED = "none"
 COMPRESSION = 4  # of zlib, as Save Image has it
 
 
-class SavePortraits(io.ComfyNode):
+class SavePortraits(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..magicapture_core.metadata import IDENTITY
 from .folders import IDENTITIES
+from .node import Node
 from .patching import check_architecture
 from .shelves import Shelf
 from .sockets import IdentityType, checkpoint_inputs, schema
@@ -23,7 +24,7 @@ SHELF = Shelf(
 )
 
 
-class LoadSeFiIdentity(io.ComfyNode):
+class LoadSeFiIdentity(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -52,7 +53,7 @@ class LoadSeFiIdentity(io.ComfyNode):
         return io.NodeOutput(check_architecture(identity.load(SHELF.find(identity_name))))
 
 
-class ApplySeFiIdentity(io.ComfyNode):
+class ApplySeFiIdentity(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..magicapture_core.sefi.config import SefiConfig, parse_sefi_config
 from ..magicapture_core.types import Face, MagiCaptureError, Portraits
 from . import folders
+from .node import Node
 from .patching import check_architecture
 from .portraits import face_detector, to_squares
 from .progress import Progress
@@ -58,7 +59,7 @@ WIDGETS = {  # of SefiConfig: id -> folded away; saved workflows hold values by 
 }
 
 
-class TrainSeFiIdentity(io.ComfyNode):
+class TrainSeFiIdentity(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

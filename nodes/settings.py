@@ -7,6 +7,7 @@ from typing import Any, Literal
 from comfy_api.latest import io
 
 from ..magicapture_core.config import Preset, TrainConfig, parse_config
+from .node import Node
 from .sockets import SettingsType, schema, settings_sockets, settings_values
 
 CUSTOM: Literal["custom"] = "custom"
@@ -61,7 +62,7 @@ WIDGETS = {  # id -> folded away; saved workflows hold values by position, so ne
 LATER = ("clone_steps",)
 
 
-class MagiCaptureSettings(io.ComfyNode):
+class MagiCaptureSettings(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

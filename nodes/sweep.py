@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..magicapture_core.types import MagiCaptureError
 from . import patching
+from .node import Node
 from .sampling import sample
 from .scene import STRENGTHS, in_words, open_scene, optional_sockets, required_sockets
 from .sockets import MAX_STRENGTH, schema, show, single, to_comfy, to_core
@@ -21,7 +22,7 @@ MAX_CELLS = 64
 SHEET_SIDE = 512  # pixels, of a cell's longer side
 
 
-class StrengthSweep(io.ComfyNode):
+class StrengthSweep(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

@@ -16,6 +16,7 @@ from ..magicapture_core.types import Face
 from . import folders, patching
 from .collages import collage_inputs, read_controls
 from .concepts import Concept, to_photos
+from .node import Node
 from .portraits import face_detector
 from .progress import Progress
 from .sockets import (
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from ..magicapture_core.landmark_maps import Style
 
 
-class TrainMagiCaptureLoRA(io.ComfyNode):
+class TrainMagiCaptureLoRA(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

@@ -51,10 +51,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def add_line(path: Path, line: Line) -> None:
-    """In one write at the file's end, so that several processes may add theirs."""
+    """In one write at the file's end, so that several processes may add theirs; apart from half a line that a full disk
+    has left there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab", buffering=0) as file:
-        file.write((json.dumps(line) + "\n").encode())
+    with path.open("ab+", buffering=0) as file:
+        file.seek(max(0, file.tell() - 1))
+        start = "" if file.read() in (b"", b"\n") else "\n"
+        file.write((start + json.dumps(line) + "\n").encode())
 
 
 def to_json(figure: float) -> float | None:

@@ -31,6 +31,12 @@ def killed_once(task: tuple[Job, str, str], report: Report) -> Told:
     return run_job(job, told, results)
 
 
+def keeping_often(job: Job, report: Report, results: str) -> Told:
+    """A job with a state after every other step."""
+    fitting.STATE_EVERY = 2
+    return run_job(job, report, results)
+
+
 def end_somehow(item: str, report: Report) -> None:
     """`bad` and `odd` fail, each in its way; any other waits to be stopped."""
     if item == "bad":

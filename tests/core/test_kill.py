@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 from safetensors.torch import load_file
 
-from tests import killed
-from tests.killed import NUM_STEPS, STATE_EVERY
+from tests.killed import NUM_STEPS, STATE_EVERY, train
 from tests.small import same
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
@@ -33,12 +33,15 @@ class Life(NamedTuple):
     touches: int
 
 
-def live(folder: Path, kill_at: int | None = None, seconds_after: tuple[int, float] | None = None) -> Life:
-    """One process on `folder`. seconds_after: it is killed from outside so long after it told of that step."""
+def live(
+    work: Callable[..., None], folder: Path, kill_at: int | None = None, seconds_after: tuple[int, float] | None = None
+) -> Life:
+    """One process at work on `folder`, which `killed` has. seconds_after: it is killed from outside so long after it
+    told of that step."""
     context = get_context("forkserver")
     context.set_forkserver_preload(["tests.killed", "diffusers", "transformers", "peft"])  # is imported only once
     said, says = context.Pipe(duplex=False)
-    process = context.Process(target=killed.train, args=(folder, says, kill_at))
+    process = context.Process(target=work, args=(folder, says, kill_at))
     process.start()
     says.close()
     told: dict[str, int] = {}
@@ -93,7 +96,7 @@ def assert_whole(folder: Path, whole: Path) -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Life]:
     """A training that nobody killed."""
     folder = tmp_path_factory.mktemp("whole")
-    life = live(folder)
+    life = live(train, folder)
     assert (life.was_killed, life.steps) == (False, NUM_STEPS)
     return folder, life
 
@@ -104,10 +107,10 @@ def test_killed_at_any_touch_of_the_disk(tmp_path: Path, whole: tuple[Path, Life
     moments = random.Random(seed)
     for _ in range(2):
         before = state_step(tmp_path)
-        life = live(tmp_path, kill_at=moments.randint(1, whole[1].touches // 4))
+        life = live(train, tmp_path, kill_at=moments.randint(1, whole[1].touches // 4))
         assert life.was_killed
         assert_little_is_lost(tmp_path, life, before)
-    assert not live(tmp_path).was_killed
+    assert not live(train, tmp_path).was_killed
     assert_whole(tmp_path, whole[0])
 
 
@@ -116,26 +119,26 @@ def test_killed_between_touches(tmp_path: Path, whole: tuple[Path, Life]) -> Non
     moments = random.Random(0)
     for step in (2, 4, 7):
         before = state_step(tmp_path)
-        life = live(tmp_path, seconds_after=(step, moments.uniform(0, 0.03)))
+        life = live(train, tmp_path, seconds_after=(step, moments.uniform(0, 0.03)))
         assert life.was_killed
         assert_little_is_lost(tmp_path, life, before)
-    assert not live(tmp_path).was_killed
+    assert not live(train, tmp_path).was_killed
     assert_whole(tmp_path, whole[0])
 
 
 def test_killed_while_the_result_is_written(tmp_path: Path, whole: tuple[Path, Life]) -> None:
     last = tmp_path / "last"
-    assert live(last, kill_at=whole[1].saving).was_killed
+    assert live(train, last, kill_at=whole[1].saving).was_killed
     shutil.copytree(last, tmp_path / "end")
-    end = live(tmp_path / "end")
+    end = live(train, tmp_path / "end")
     assert_whole(tmp_path / "end", whole[0])
     half_result = end.touches - 5  # its file beside its place is there, and does not have its name yet
     for kill_at in (half_result, random.Random(0).randint(end.saving + 1, end.touches)):
         folder = tmp_path / str(kill_at)
         shutil.copytree(last, folder)
-        life = live(folder, kill_at=kill_at)
+        life = live(train, folder, kill_at=kill_at)
         assert life.was_killed
         assert_little_is_lost(folder, life, state_step(last))
         if read_result(folder) is None:
-            assert not live(folder).was_killed
+            assert not live(train, folder).was_killed
             assert_whole(folder, whole[0])

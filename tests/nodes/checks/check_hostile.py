@@ -101,6 +101,24 @@ def check_prefixes_stay_in_output(pack, tmp_path):
     assert not faults, "\n".join(faults)
 
 
+def check_numbers_keep_within_their_sockets_bounds(pack):
+    """Over a link too, where ComfyUI looks at nothing: each is refused by name before any other input is missed."""
+    from check_schemas import nodes, sockets
+
+    met = 0
+    for node in nodes(pack):
+        for name, (kind, *options) in sockets(node.GET_NODE_INFO_V1()).items():
+            if kind not in ("INT", "FLOAT"):
+                continue
+            low, high = options[0]["min"], options[0]["max"]
+            for number in (math.nan, math.inf, -math.inf, low - 1, high * 2 + 1, 10**400):
+                for value in (number, [high, number]):
+                    told = outcome(lambda node=node, name=name, value=value: node.execute(**{name: value}))
+                    assert told == f"{name}: {number} is not within {low} to {high}", (node.__name__, told)
+            met += 1
+    assert met > 100
+
+
 def check_numbers_of_settings(pack):
     """No number is taken that is none, or that no machine can count to."""
     config, masks = module(pack, "magicapture_core.config"), module(pack, "magicapture_core.masks")

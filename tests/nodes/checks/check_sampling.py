@@ -292,6 +292,17 @@ def check_odd_prompts_and_sizes(pack, loaded):
     assert "width, height: 128 x 192, the next smaller multiples of 8" in report
 
 
+def check_a_model_that_gives_nan_is_one_line(pack, loaded):
+    """Where others make a black picture."""
+    model, *others = loaded
+    broken = model.clone()
+    broken.set_model_unet_function_wrapper(
+        lambda apply, given: apply(given["input"], given["timestep"], **given["c"]) * torch.nan
+    )
+    with refused(f"seed {SEED}: the picture holds NaN"):
+        compose(pack, (broken, *others))
+
+
 def check_sdxl_is_refused(pack, loaded):
     """Its MODEL, whose layers share some names with SD1.5's, and its CLIP."""
     import comfy.model_base
