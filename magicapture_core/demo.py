@@ -17,14 +17,16 @@ from torch import Tensor
 
 from . import artifact as artifacts
 from .config import TrainConfig
+from .curves import draw_curves
 from .faces import load_face_detector
 from .files import write_atomic
 from .heatmaps import AttentionRecord, overlays
-from .images import contact_sheet, draw_curves, load_photo, load_photos, resize, save_image
+from .images import load_photo, load_photos, resize, save_image
 from .marks import Mark
 from .masks import MaskOptions, prepare_portraits, require_portraits
 from .restore import restore_and_upscale
 from .sampler import generate
+from .sheets import contact_sheet
 from .types import Portraits
 
 if TYPE_CHECKING:

@@ -172,7 +172,7 @@ def overlay(images: Tensor, heatmaps: Tensor) -> Tensor:
 
 def overlays(record: AttentionRecord, images: Tensor) -> Tensor:
     """A contact sheet [3,H',W'] over images [B,3,H,W]: a row for every picture, a column for every word."""
-    from .images import contact_sheet
+    from .sheets import contact_sheet
 
     size = _size(record, images)
     columns = [overlay(images, record.heatmap(word, size)) for word in record.words]
@@ -197,7 +197,8 @@ def over_steps(record: AttentionRecord, images: Tensor) -> Tensor:
 def strips(record: AttentionRecord, images: Tensor, maps: Tensor) -> list[Tensor]:
     """For every picture a contact sheet [3,H',W'] of its maps out of `over_steps`: a row for every word, a column for
     every step bucket."""
-    from .images import contact_sheet, resize
+    from .images import resize
+    from .sheets import contact_sheet
 
     labels = [_moment(word, record, bucket) for word in record.words for bucket in record.buckets]
     small = resize(images, _grid_of(maps))
@@ -210,7 +211,8 @@ def strips(record: AttentionRecord, images: Tensor, maps: Tensor) -> list[Tensor
 
 def frames(record: AttentionRecord, images: Tensor, maps: Tensor) -> Tensor:
     """The same one bucket after the other, [n,3,H',W']: a row for every picture, a column for every word."""
-    from .images import contact_sheet, resize
+    from .images import resize
+    from .sheets import contact_sheet
 
     small = resize(images, _grid_of(maps))
     sheets = []
@@ -224,7 +226,8 @@ def frames(record: AttentionRecord, images: Tensor, maps: Tensor) -> Tensor:
 
 def resolutions(record: AttentionRecord, images: Tensor) -> list[Tensor]:
     """For every picture a contact sheet [3,H',W']: a row for every word, a column for every map size."""
-    from .images import contact_sheet, shrink
+    from .images import shrink
+    from .sheets import contact_sheet
 
     images = shrink(images, MAX_CELL)
     size, grids = _size(record, images), record.grids

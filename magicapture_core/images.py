@@ -1,4 +1,4 @@
-"""Pictures in and out of files, and drawings of pictures. PIL and torch; knows nothing of faces.
+"""Pictures in and out of files, and their sizes. PIL and torch; knows nothing of faces.
 
 An image is a Tensor [3,H,W], RGB in 0..1.
 """
@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from .files import write_atomic
@@ -39,9 +38,6 @@ MODES = {
 MODES |= dict.fromkeys(SIXTEEN_BITS, "16-bit grey")
 COLOURED = 0.2  # difference of a pixel's channels, 0..1
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
-CURVE_COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14), (23, 190, 207))
-NUM_GRID_LINES = 4
-SMOOTHING = 0.95  # share that a step keeps of the running mean
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -242,126 +238,3 @@ def shrink(images: Tensor, side: int) -> Tensor:
     height, width = images.shape[2:]
     scale = min(1.0, side / max(height, width))
     return resize(images, (max(round(height * scale), 1), max(round(width * scale), 1)))
-
-
-# --- drawings --------------------------------------------------------------------------------------------------------
-
-
-def load_font(height: int) -> Any:
-    """Pillow's own font, `height` pixels high."""
-    return ImageFont.load_default(height)
-
-
-def contact_sheet(images: Sequence[Tensor], columns: int, labels: Sequence[str] | None = None) -> Tensor:
-    """Images [3,H,W] of any sizes, row by row on white, each in the middle of its cell, with the lines of its label
-    below it.
-
-    The cells have the size of the largest image. Returns [3,H,W].
-    """
-    if not images:
-        raise ValueError("a contact sheet of no images")
-    width, height = max(image.shape[2] for image in images), max(image.shape[1] for image in images)
-    gap = max(2, width // 64)
-    font_size = min(24, max(10, width // 20)) if labels else 0
-    line_height, num_lines = font_size * 3 // 2, max((label.count("\n") + 1 for label in labels or ()), default=0)
-    cell_width, cell_height = width + gap, height + gap + line_height * num_lines
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * cell_width + gap, rows * cell_height + gap), WHITE)
-    draw = ImageDraw.Draw(sheet)
-    for place, image in enumerate(images):
-        left, top = gap + place % columns * cell_width, gap + place // columns * cell_height
-        picture = to_pil(image)
-        sheet.paste(picture, (left + (width - picture.width) // 2, top + (height - picture.height) // 2))
-        if labels:
-            font = load_font(font_size)
-            for number, line in enumerate(labels[place].split("\n")):
-                spot = (left + width // 2, top + height + font_size // 6 + number * line_height)
-                draw.text(spot, _shorten(line, draw, font, width), BLACK, font, anchor="ma")
-    return from_pil(sheet)
-
-
-def write_on(image: Tensor, text: str) -> Tensor:
-    """The image [3,H,W] with a line of text in its lower left corner, white with a black rim: legible on any picture.
-
-    Too long a text is cut.
-    """
-    picture = to_pil(image)
-    font_size = min(32, max(10, picture.width // 20))
-    draw, font, margin = ImageDraw.Draw(picture), load_font(font_size), font_size // 2
-    place = margin, picture.height - margin
-    text, rim = _shorten(text, draw, font, picture.width - 2 * margin), max(1, font_size // 10)
-    draw.text(place, text, WHITE, font, anchor="ls", stroke_width=rim, stroke_fill=BLACK)
-    return from_pil(picture)
-
-
-def _shorten(text: str, draw: ImageDraw.ImageDraw, font: Any, width: float) -> str:
-    """`text`, or as much of it as fits into `width` with an ellipsis."""
-    if draw.textlength(text, font) <= width:
-        return text
-    while text and draw.textlength(text + "...", font) > width:
-        text = text[:-1]
-    return text + "..."
-
-
-def draw_curves(series: Mapping[str, Sequence[float]], size: tuple[int, int] = (768, 384)) -> Tensor:
-    """One curve per name over 1, 2, ... steps -> [3,H,W]; `size` is (W, H). Pale: the values; bold: their running mean.
-
-    Values that are not finite are left out.
-    """
-    scale = 2  # drawn twice as large, then reduced: smooth lines
-    canvas = Image.new("RGB", (size[0] * scale, size[1] * scale), WHITE)
-    draw, font = ImageDraw.Draw(canvas), load_font(12 * scale)
-    box = (64 * scale, 28 * scale, (size[0] - 12) * scale, (size[1] - 24) * scale)
-    finite = [value for values in series.values() for value in values if np.isfinite(value)]
-    low, high = min(finite, default=0.0), max(finite, default=1.0)
-    high = high if high > low else low + 1.0
-    num_steps = max((len(values) for values in series.values()), default=0)
-    _draw_grid(draw, box, (low, high), num_steps, font)
-    curves = [(name, values, CURVE_COLOURS[n % len(CURVE_COLOURS)]) for n, (name, values) in enumerate(series.items())]
-    for _, values, colour in curves:  # all pale ones first, so that none hides a bold one
-        pale = tuple((channel + 3 * 255) // 4 for channel in colour)
-        draw.line(_curve_points(values, box, (low, high), num_steps), pale, scale)
-    legend_left = float(box[0])
-    for name, values, colour in curves:
-        draw.line(_curve_points(running_mean(values), box, (low, high), num_steps), colour, 2 * scale)
-        draw.text((legend_left, 6 * scale), name, colour, font)
-        legend_left += draw.textlength(name + "   ", font)
-    return from_pil(canvas.resize(size, Image.Resampling.LANCZOS))
-
-
-def running_mean(values: Sequence[float]) -> list[float]:
-    """Exponential running mean without a bias to its start; a value that is not finite is not counted."""
-    means: list[float] = []
-    total = weight = 0.0
-    for value in values:
-        if np.isfinite(value):
-            total, weight = SMOOTHING * total + value, SMOOTHING * weight + 1
-        means.append(total / weight if weight else float("nan"))
-    return means
-
-
-def _curve_points(
-    values: Sequence[float], box: tuple[int, int, int, int], limits: tuple[float, float], num_steps: int
-) -> list[tuple[float, float]]:
-    left, top, right, bottom = box
-    low, high = limits
-    across = (right - left) / max(num_steps - 1, 1)
-    return [
-        (left + step * across, bottom - (value - low) / (high - low) * (bottom - top))
-        for step, value in enumerate(values)
-        if np.isfinite(value)
-    ]
-
-
-def _draw_grid(
-    draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], limits: tuple[float, float], num_steps: int, font: Any
-) -> None:
-    left, top, right, bottom = box
-    for line in range(NUM_GRID_LINES + 1):
-        share = line / NUM_GRID_LINES
-        height = bottom - share * (bottom - top)
-        draw.line([(left, height), (right, height)], (220, 220, 220), 1)
-        draw.text((left - 8, height), f"{limits[0] + share * (limits[1] - limits[0]):.3g}", BLACK, font, anchor="rm")
-    draw.text((left, bottom + 6), "1", BLACK, font, anchor="ma")
-    draw.text((right, bottom + 6), str(num_steps), BLACK, font, anchor="ra")

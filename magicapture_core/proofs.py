@@ -9,8 +9,9 @@ import torch
 from PIL import ImageDraw, ImageOps
 from torch import Tensor
 
-from .images import contact_sheet, from_pil, load_font, to_pil
+from .images import from_pil, to_pil
 from .parsing import CLASSES
+from .sheets import contact_sheet, load_font
 from .types import Face, PhotoNote, Portraits
 
 TINT, BOX_COLOUR, POINT_COLOUR = (255, 64, 26), (60, 220, 90), (255, 230, 0)

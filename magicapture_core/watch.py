@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from .heatmaps import AttentionRecord, overlay
-from .images import contact_sheet
 from .likeness import embed_face
+from .sheets import contact_sheet
 from .types import MagiCaptureError
 
 if TYPE_CHECKING:

@@ -224,7 +224,8 @@ def live_maps(model: Any, record: Any, num_steps: int) -> Callable[..., None]:
 def draw_maps(record: Any, picture: Any) -> Any:
     """The first picture of the batch as a PIL image -> the same under the map of each word so far, side by side."""
     from ..magicapture_core.heatmaps import overlay
-    from ..magicapture_core.images import contact_sheet, from_pil, resize, to_pil
+    from ..magicapture_core.images import from_pil, resize, to_pil
+    from ..magicapture_core.sheets import contact_sheet
 
     scale = PREVIEW_SIDE / max(picture.size)
     image = resize(from_pil(picture)[None], (round(picture.height * scale), round(picture.width * scale)))

@@ -75,7 +75,7 @@ class ComposedPromptSampler(Node):
 
 def labelled(images: Tensor, texts: list[str]) -> Tensor:
     """IMAGE with a text on each of its pictures, in the size they have."""
-    from ..magicapture_core.images import write_on
+    from ..magicapture_core.sheets import write_on
 
     return to_comfy(torch.stack([write_on(image, text) for image, text in zip(to_core(images), texts, strict=True)]))
 

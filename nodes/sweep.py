@@ -143,7 +143,8 @@ def in_short(setting: tuple[str, float]) -> str:
 
 def draw_sheet(images: Tensor, width: int, labels: list[str]) -> Tensor:
     """IMAGE -> one picture [1,3,H,W] with `width` of them in a row, larger ones made smaller."""
-    from ..magicapture_core.images import contact_sheet, shrink
+    from ..magicapture_core.images import shrink
+    from ..magicapture_core.sheets import contact_sheet
 
     return contact_sheet(list(shrink(to_core(images), SHEET_SIDE)), width, labels)[None]
 

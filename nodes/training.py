@@ -211,7 +211,7 @@ def card_for(
 
 def draw_history(history: list[list[float]], attention_weight: float = 1.0) -> Tensor:
     """A row of terms a step -> a picture of the curves of those that were ever there, [1,3,H,W]."""
-    from ..magicapture_core.images import draw_curves
+    from ..magicapture_core.curves import draw_curves
     from ..magicapture_core.kept import TERMS
 
     curves = {name: [row[i] for row in history] for i, name in enumerate(TERMS)}

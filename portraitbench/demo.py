@@ -17,10 +17,10 @@ from magicapture_core import artifact as artifacts
 from magicapture_core import heatmaps, recipe
 from magicapture_core.demo import SAMPLING, Progress, Sheet, compare, compose, enlarge, losses, restored, write_report
 from magicapture_core.heatmaps import AttentionRecord
-from magicapture_core.images import contact_sheet
 from magicapture_core.kept import Result
 from magicapture_core.masks import MaskOptions, prepare_portraits, require_portraits
 from magicapture_core.proofs import overlay
+from magicapture_core.sheets import contact_sheet
 from magicapture_core.types import Photos, Portraits
 
 from . import world

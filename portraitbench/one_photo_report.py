@@ -10,7 +10,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from magicapture_core.images import contact_sheet, load_photo, save_image
+from magicapture_core.images import load_photo, save_image
+from magicapture_core.sheets import contact_sheet
 
 from .bars import Bar
 from .lines import Line, read_lines

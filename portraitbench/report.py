@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from magicapture_core.files import write_atomic
-from magicapture_core.images import contact_sheet, load_photo, save_image
+from magicapture_core.images import load_photo, save_image
+from magicapture_core.sheets import contact_sheet
 
 from . import world
 from .lines import read_lines

@@ -7,7 +7,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from magicapture_core.images import contact_sheet, load_photo, save_image
+from magicapture_core.images import load_photo, save_image
+from magicapture_core.sheets import contact_sheet
 
 from .bars import Bar
 from .group import PEOPLE

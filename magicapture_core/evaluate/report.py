@@ -12,8 +12,9 @@ from PIL import ImageOps
 from torch import Tensor
 
 from ..files import write_atomic
-from ..images import contact_sheet, from_pil, load_photo, save_image, to_pil
+from ..images import from_pil, load_photo, save_image, to_pil
 from ..marks import Mark, read_mark
+from ..sheets import contact_sheet
 from .metrics import METRICS, worst
 
 NUM_WORST = 4

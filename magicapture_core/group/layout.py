@@ -12,7 +12,8 @@ import torch
 from PIL import ImageDraw
 from torch import Tensor
 
-from ..images import from_pil, load_font, to_pil
+from ..images import from_pil, to_pil
+from ..sheets import load_font
 from ..types import Face, MagiCaptureError
 
 Size = tuple[int, int]

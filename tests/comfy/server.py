@@ -96,19 +96,24 @@ class ComfyServer:
         (base / "custom_nodes" / "ComfyUI-MagiCapture").symlink_to(PACK, target_is_directory=True)
         if quick_looks:
             (base / "custom_nodes" / QUICK_LOOKS.name).symlink_to(QUICK_LOOKS)
-        database = f"sqlite:///{(base / 'user' / 'comfyui.db').as_posix()}"
-        places = ["--base-directory", str(base), "--database-url", database, "--port", str(self.port)]
+        self.cache = cache
+        self.start()
+
+    # Life
+
+    def start(self) -> None:
+        """Its process, once more after one that was killed."""
+        database = f"sqlite:///{(self.base / 'user' / 'comfyui.db').as_posix()}"
+        places = ["--base-directory", str(self.base), "--database-url", database, "--port", str(self.port)]
         environment = os.environ | {"MAGICAPTURE_MODELS": str(models_folder()), "PYTHONUNBUFFERED": "1"}
-        with (base / "log.txt").open("wb") as log:
+        with (self.base / "log.txt").open("ab") as log:
             self.process = subprocess.Popen(
-                [tree.python, tree.folder / "main.py", *FLAGS, f"--cache-{cache}", *places],
-                cwd=tree.folder,
+                [self.tree.python, self.tree.folder / "main.py", *FLAGS, f"--cache-{self.cache}", *places],
+                cwd=self.tree.folder,
                 env=environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-
-    # Life
 
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_SECONDS

@@ -13,9 +13,14 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from tests.kills import bench, fleet, training
+from tests.kills import bench, comfyui, fleet, training
 
-KINDS = {"training": training.Killed, "fleet": fleet.Killed, "portraitbench": bench.Killed}
+KINDS = {
+    "training": training.Killed,
+    "fleet": fleet.Killed,
+    "portraitbench": bench.Killed,
+    "comfyui": comfyui.Killed,
+}
 
 
 def main() -> None:
