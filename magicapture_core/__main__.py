@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from . import commands, options, train_command
+from . import commands, generate_command, options, restore_command, train_command
 from .diir import command as diir_command
 from .evaluate import command as evaluate_command
-from .face_outcomes import MAX_LIKENESS_LOSS
 from .fleet import command as fleet_command
 from .group import command as group_command
 from .sefi import command as sefi_command
+from .terminal import Command
 from .types import Dismissed, MagiCaptureError, Side
 
 CANCELLED, BAD_INPUT = 130, 2
@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run: commands.Command, text: str) -> argparse.ArgumentParser:
+    def command(name: str, run: Command, text: str) -> argparse.ArgumentParser:
         added = subparsers.add_parser(name, help=text, description=text)
         added.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
         added.set_defaults(run=run)
@@ -94,7 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
         command("sefi", sefi_command.sefi, "one photo to an identity, a word for prompts (SeFi-IDE)")
     )
 
-    generate = command("generate", commands.generate, "pictures from a LoRA, from identities, or from both")
+    generate = command("generate", generate_command.generate, "pictures from a LoRA, from identities, or from both")
     options.add_prompt(generate)
     options.add_count(generate)
 
@@ -102,40 +102,13 @@ def build_parser() -> argparse.ArgumentParser:
         command("group", group_command.group, "several people in one picture, each in their region")
     )
 
-    attention = command("attention", commands.attention, "where each word looks while a picture is made")
+    attention = command("attention", generate_command.attention, "where each word looks while a picture is made")
     options.add_prompt(attention)
     attention.add_argument("--words", help="words of the prompt, separated by commas; the learned words by default")
 
-    restore = command("restore", commands.restore, "restore the faces of a picture and enlarge it")
-    restore.add_argument("input", type=Path, metavar="IN")
-    restore.add_argument("--output", type=Path, required=True, metavar="OUT", help="a .png or .jpg file")
-    restore.add_argument("--restorer", type=Path, metavar="FILE", help="a face restoration model, such as GFPGAN")
-    restore.add_argument("--upscaler", type=Path, metavar="FILE", help="an upscale model, such as Real-ESRGAN")
-    restore.add_argument("--scale", type=options.at_least_one, default=2.0, help="how many times larger (%(default)s)")
-    restore.add_argument("--fidelity", type=float, help="CodeFormer: 0 is free, 1 is close to the input")
-    restore.add_argument(
-        "--face-index",
-        type=int,
-        default=-1,
-        metavar="N",
-        help="this face alone, counted from 0 from the left; otherwise all, and of several the one most like the "
-        "reference is compared with it",
+    restore_command.add_arguments(
+        command("restore", restore_command.restore, "restore the faces of a picture and enlarge it")
     )
-    restore.add_argument(
-        "--match-colour",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="a restored face takes the colours of the face that it replaces (on)",
-    )
-    options.add_comparison(restore)
-    restore.add_argument(
-        "--max-likeness-loss",
-        type=float,
-        default=MAX_LIKENESS_LOSS,
-        metavar="X",
-        help="a restored face that is less like the reference by more than this is put back (%(default)s)",
-    )
-
     diir_command.add_arguments(
         command(
             "restore-identity",

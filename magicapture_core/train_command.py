@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from . import artifact as artifacts
 from . import options
-from .commands import Result, find_crew, progress, read_backbone, read_portraits
 from .config import PRESETS, TrainConfig, parse_config
+from .terminal import Result, find_crew, progress, read_backbone, read_portraits
 from .types import MagiCaptureError, PhotoNote, Photos, Side, concept_name, side_of
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from .. import options
-from ..commands import Result, progress, read_likeness, read_model, reference_photos
+from ..terminal import Result, progress, read_likeness, read_model, reference_photos
 from ..types import MagiCaptureError
 from .control import STRENGTH
 from .restorer import GUIDANCE, NUM_STEPS, Mode

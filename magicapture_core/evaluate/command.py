@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..commands import Result, progress
+from ..terminal import Result, progress
 from ..types import MagiCaptureError
 
 FORMAT = 1

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..commands import pick_device, reference_photos
 from ..faces import FaceDetector, choose_face, load_face_detector
 from ..images import load_photos
 from ..likeness import find_face, likeness_to
 from ..painting import paint_oval
 from ..recognisers import load_recogniser
+from ..terminal import pick_device, reference_photos
 from ..types import Face, MagiCaptureError
 from .aesthetic import AestheticPredictor, load_aesthetic
 from .clip import MEAN, Clip, load_clip

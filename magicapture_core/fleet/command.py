@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from ..commands import Result
+from ..terminal import Result
 from ..train_command import Cancelled, stoppable
 from ..types import MagiCaptureError
 from .jobs import Job, read_jobs

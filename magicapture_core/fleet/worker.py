@@ -69,13 +69,13 @@ def timed(seconds: dict[str, float], name: str, stage: Callable[[], Any]) -> Any
 def train(job: Job, place: Place, report: Report) -> Result:
     """The kept result, or the training from its last state on; as the command `train` does it."""
     from .. import recipe
-    from ..commands import pick_device, read_backbone, read_portraits
     from ..dataset import check_kind
     from ..faces import load_face_detector
     from ..kept import Kept, result_key
     from ..likeness import check_targets
     from ..recognisers import load_recogniser
     from ..run import TrainStep
+    from ..terminal import pick_device, read_backbone, read_portraits
     from ..watch import Watch
 
     config, folder = job.config, place.work / "magicapture" / job.lora_name
@@ -141,9 +141,9 @@ def make_pictures(job: Job, lora: Path, place: Place, report: Report) -> list[Pa
     import torch
 
     from .. import artifact as artifacts
-    from ..commands import pick_device, read_backbone
     from ..images import save_image
     from ..sampler import generate
+    from ..terminal import pick_device, read_backbone
 
     asked = job.pictures
     files = [place.work / job.images / f"{asked.seed + index:06d}.png" for index in range(asked.images)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import options
-from ..commands import Result, progress, read_model
+from ..terminal import Result, progress, read_model
 from ..types import MagiCaptureError
 from .people import DELAY
 

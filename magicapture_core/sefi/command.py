@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import options
 from ..artifact import check_name
-from ..commands import Result, find_crew, read_backbone
+from ..terminal import Result, find_crew, read_backbone
 from ..train_command import LOOKS, TINY_NOTE, attended, read_toml, told
 from ..types import MagiCaptureError, PhotoNote, Portraits
 from .config import PRESETS, SefiConfig, parse_sefi_config

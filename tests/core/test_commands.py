@@ -17,12 +17,13 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from magicapture_core.__main__ import build_parser, main
 from magicapture_core.artifact import save
 from magicapture_core.backbone import tiny
-from magicapture_core.commands import output_names, read_portraits
+from magicapture_core.commands import output_names
 from magicapture_core.config import TrainConfig
 from magicapture_core.images import list_photos, load_photo, save_image
 from magicapture_core.iresnet import BLOCKS, IResNet
 from magicapture_core.kept import TERMS
 from magicapture_core.marks import read_mark
+from magicapture_core.terminal import read_portraits
 from magicapture_core.train_command import read_config
 from magicapture_core.types import MagiCaptureError
 from tests import onnx_files
