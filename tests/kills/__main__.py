@@ -1,8 +1,8 @@
 """kill -9, hundreds of times: `python -m tests.kills --kills 500`. The figures stand in docs/reliability.md.
 
-A training, a fleet or PortraitBench's runs are killed again and again at moments that are drawn, until they come to
-their end. After every kill each file under a real name is read; at the end the result is compared with that of one that
-nobody killed.
+A training, a fleet, PortraitBench's runs or a training in ComfyUI are killed again and again at moments that are drawn,
+until they come to their end. After every kill each file under a real name is read; at the end the result is compared
+with that of one that nobody killed. `memory` kills nothing: it lets memory run out instead.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from tests.kills import bench, comfyui, fleet, training
+from tests.kills import bench, comfyui, fleet, memory, training
 
 KINDS = {
     "training": training.Killed,
     "fleet": fleet.Killed,
     "portraitbench": bench.Killed,
     "comfyui": comfyui.Killed,
+    "memory": memory.Killed,
 }
 
 
