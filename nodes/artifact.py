@@ -7,13 +7,13 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import patching
-from .node import Node
+from .bounds import within_bounds
 from .sockets import ArtifactType, checkpoint_inputs, schema, strength_input
 
 SAME_FILE = "the same file"
 
 
-class LoadMagiCaptureLoRA(Node):
+class LoadMagiCaptureLoRA(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -71,6 +71,7 @@ class LoadMagiCaptureLoRA(Node):
         return [patching.LORAS.fingerprint(name) for name in names]
 
     @classmethod
+    @within_bounds
     def execute(
         cls,
         model: Any,

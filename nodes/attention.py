@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..magicapture_core.prompts import COMPOSED_PROMPT, fill, fill_prompt
 from ..magicapture_core.types import MagiCaptureError
-from .node import Node
+from .bounds import within_bounds
 from .recording import record_attention, record_sampling
 from .sockets import (
     ArtifactType,
@@ -40,7 +40,7 @@ PROMPT_TOOLTIP = (
 )
 
 
-class RecordAttention(Node):
+class RecordAttention(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -69,13 +69,14 @@ class RecordAttention(Node):
         )
 
     @classmethod
+    @within_bounds
     def execute(
         cls, model: Any, clip: Any, prompt: str, words: str, max_grid: int, artifact: Any = None
     ) -> io.NodeOutput:
         return io.NodeOutput(*record_attention(model, clip, fill_prompt(prompt, artifact), words, max_grid, artifact))
 
 
-class AttentionMapViewer(Node):
+class AttentionMapViewer(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         import comfy.samplers
@@ -182,6 +183,7 @@ class AttentionMapViewer(Node):
         )
 
     @classmethod
+    @within_bounds
     def execute(
         cls,
         threshold: float,

@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ..magicapture_core.types import Face, MagiCaptureError, Side, concept_name, side_of
-from .node import Node
 from .portraits import to_portraits
 from .sockets import ConceptsType, FacesType, schema
 
@@ -34,7 +33,7 @@ class Concept:
     initializer_token: str = ""
 
 
-class AnotherConcept(Node):
+class AnotherConcept(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..magicapture_core.group.people import DELAY
 from ..magicapture_core.types import MagiCaptureError
+from .bounds import within_bounds
 from .controls import check_control, control_sockets, with_control
-from .node import Node
 from .sampling import Shot, odd_size, sample, sampler_sockets
 from .sockets import ArtifactType, IdentityType, checkpoint_inputs, masks_to_core, schema, show, text_input
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 GroupType = io.Custom("MAGICAPTURE_GROUP")
 
 
-class GroupPerson(Node):
+class GroupPerson(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -73,6 +73,7 @@ class GroupPerson(Node):
         )
 
     @classmethod
+    @within_bounds
     def execute(
         cls,
         mask: Tensor,
@@ -99,7 +100,7 @@ class GroupPerson(Node):
         return io.NodeOutput((*group, person))
 
 
-class GroupPortraitSampler(Node):
+class GroupPortraitSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -151,6 +152,7 @@ class GroupPortraitSampler(Node):
         )
 
     @classmethod
+    @within_bounds
     def execute(
         cls,
         *,

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..magicapture_core.types import MagiCaptureError
-from .node import Node
+from .bounds import within_bounds
 from .portraits import face_detector, face_parser
 from .sockets import (
     FacesType,
@@ -38,7 +38,7 @@ OPTIONS = {  # widgets of MaskOptions: id -> folded away
 LATER = ("hair", "classes", "all_faces", "combine")  # than the first release, and whatever comes after them
 
 
-class FaceMask(Node):
+class FaceMask(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         from ..magicapture_core.masks import MaskOptions
@@ -95,6 +95,7 @@ class FaceMask(Node):
         )
 
     @classmethod
+    @within_bounds
     def execute(
         cls,
         images: list[Tensor],

@@ -10,7 +10,6 @@ import folder_paths
 from comfy_api.latest import io
 
 from .folders import DINO, INSIGHTFACE, MODELS, OBJECT_FEATURES, RECOGNISERS, models_folders, other_models
-from .node import Node
 from .objects import feature_files
 from .recognition import recogniser_files
 from .restore import KIND as RESTORERS
@@ -29,7 +28,7 @@ LISTS = {  # a folder -> the kind and the list of its loader, which looks into t
 }
 
 
-class OptionalModels(Node):
+class OptionalModels(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

@@ -10,14 +10,13 @@ from comfy_api.latest import io
 
 from ..magicapture_core.types import MagiCaptureError
 from .folders import DINO, OBJECT_FEATURES, other_models
-from .node import Node
 from .sockets import ObjectFeaturesType, schema
 
 BEST_KNOWN = "dino_deitsmall16_pretrain.pth"
 NO_FILE = f"(put {BEST_KNOWN} into models/{DINO})"
 
 
-class LoadObjectFeatures(Node):
+class LoadObjectFeatures(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

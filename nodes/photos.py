@@ -12,7 +12,6 @@ from comfy_api.latest import io
 
 from ..magicapture_core.types import MagiCaptureError, PhotoNote
 from .folders import digest, inside
-from .node import Node
 from .sockets import masks_to_comfy, schema, show, to_comfy
 
 SAMPLES = {  # widget value -> the pack's pictures
@@ -26,7 +25,7 @@ MASKS = "masks"  # the folder of masks in a folder of photos
 BLACK = torch.zeros(1, 1, 64, 64)  # no mask, of the size that Load Image gives for none
 
 
-class LoadPhotos(Node):
+class LoadPhotos(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

@@ -14,7 +14,6 @@ from torch import Tensor
 from ..magicapture_core.types import MagiCaptureError
 from .folders import INSIGHTFACE, RECOGNISERS, other_models
 from .masks import split
-from .node import Node
 from .portraits import face_detector
 from .sockets import FaceRecognitionType, schema, show
 
@@ -22,7 +21,7 @@ NO_FILE = f"(put w600k_r50.onnx or glintr100.onnx into models/{INSIGHTFACE})"
 BEST_KNOWN = ("w600k_r50.onnx", "glintr100.onnx")
 
 
-class LoadFaceRecognition(Node):
+class LoadFaceRecognition(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -61,7 +60,7 @@ class LoadFaceRecognition(Node):
             return io.NodeOutput(load_recogniser(Path(folder_paths.get_full_path_or_raise(RECOGNISERS, model_name))))
 
 
-class FaceSimilarity(Node):
+class FaceSimilarity(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

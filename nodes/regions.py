@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..magicapture_core.types import MagiCaptureError
-from .node import Node
+from .bounds import within_bounds
 from .portraits import face_detector
 from .sockets import masks_to_comfy, schema, show, text_input, to_comfy, to_core
 
@@ -18,7 +18,7 @@ NUM_OUTPUTS = 5  # regions with an output of their own; the batch has all
 MAX_SIDE = 8192
 
 
-class FaceRegions(Node):
+class FaceRegions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         side: dict[str, Any] = {"default": 512, "min": 64, "max": MAX_SIDE, "step": 8}
@@ -78,6 +78,7 @@ class FaceRegions(Node):
         )
 
     @classmethod
+    @within_bounds
     def execute(
         cls,
         layout: str,

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..magicapture_core.face_outcomes import MAX_LIKENESS_LOSS
 from ..magicapture_core.types import MagiCaptureError
+from .bounds import within_bounds
 from .masks import split
-from .node import Node
 from .portraits import face_detector
 from .sockets import FaceRecognitionType, masks_to_core, schema, show, to_comfy, to_core
 
@@ -25,7 +25,7 @@ NO_FILE = f"(put GFPGANv1.4.pth into models/{KIND})"
 TILE_MEMORY = 2 * 2**30  # bytes that a tile or a face of 512 pixels takes at most
 
 
-class LoadFaceRestorer(Node):
+class LoadFaceRestorer(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -58,7 +58,7 @@ class LoadFaceRestorer(Node):
         return io.NodeOutput(load_restorer(folder_paths.get_full_path_or_raise(KIND, model_name)))
 
 
-class RestoreAndUpscale(Node):
+class RestoreAndUpscale(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -166,6 +166,7 @@ class RestoreAndUpscale(Node):
         )
 
     @classmethod
+    @within_bounds
     def execute(
         cls,
         images: list[Tensor],

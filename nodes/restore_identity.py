@@ -12,9 +12,9 @@ from ..magicapture_core.diir.control import STRENGTH as CONTROL_STRENGTH
 from ..magicapture_core.diir.pictures import PERSONAL_PROMPT
 from ..magicapture_core.diir.restorer import GUIDANCE, NUM_STEPS, STRENGTHS, Mode, Walk
 from ..magicapture_core.landmark_maps import Style
+from .bounds import within_bounds
 from .controls import check_prompt_width
 from .masks import split
-from .node import Node
 from .portraits import face_detector
 from .restore import in_batches, make_guard, match_regions
 from .sockets import (
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ..magicapture_core.restore import Guard
 
 
-class RestoreIdentity(Node):
+class RestoreIdentity(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -163,6 +163,7 @@ class RestoreIdentity(Node):
         )
 
     @classmethod
+    @within_bounds
     def execute(
         cls,
         images: list[Tensor],

@@ -9,13 +9,13 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import patching
-from .node import Node
+from .bounds import within_bounds
 from .sampling import sample
 from .scene import in_words, open_scene, optional_sockets, required_sockets
 from .sockets import schema, show, single, to_comfy, to_core
 
 
-class ComposedPromptSampler(Node):
+class ComposedPromptSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -52,6 +52,7 @@ class ComposedPromptSampler(Node):
         return patching.fingerprint_if_there(lora_name[0])
 
     @classmethod
+    @within_bounds
     def execute(cls, **lists: Any) -> io.NodeOutput:
         return cls.compose(**single(lists))
 

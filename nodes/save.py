@@ -14,14 +14,13 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from .folders import inside
-from .node import Node
 from .sockets import schema
 
 NOT_MARKED = "none"
 COMPRESSION = 4  # of zlib, as Save Image has it
 
 
-class SavePortraits(Node):
+class SavePortraits(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

@@ -8,7 +8,6 @@ from comfy_api.latest import io
 
 from ..magicapture_core.metadata import IDENTITY
 from .folders import IDENTITIES
-from .node import Node
 from .patching import check_architecture
 from .shelves import Shelf
 from .sockets import IdentityType, checkpoint_inputs, schema
@@ -24,7 +23,7 @@ SHELF = Shelf(
 )
 
 
-class LoadSeFiIdentity(Node):
+class LoadSeFiIdentity(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -53,7 +52,7 @@ class LoadSeFiIdentity(Node):
         return io.NodeOutput(check_architecture(identity.load(SHELF.find(identity_name))))
 
 
-class ApplySeFiIdentity(Node):
+class ApplySeFiIdentity(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

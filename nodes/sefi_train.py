@@ -13,7 +13,7 @@ from torch import Tensor
 from ..magicapture_core.sefi.config import SefiConfig, parse_sefi_config
 from ..magicapture_core.types import Face, MagiCaptureError, Portraits
 from . import folders
-from .node import Node
+from .bounds import within_bounds
 from .patching import check_architecture
 from .portraits import face_detector, to_squares
 from .progress import Progress
@@ -59,7 +59,7 @@ WIDGETS = {  # of SefiConfig: id -> folded away; saved workflows hold values by 
 }
 
 
-class TrainSeFiIdentity(Node):
+class TrainSeFiIdentity(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -112,6 +112,7 @@ class TrainSeFiIdentity(Node):
         return fingerprint(name[0], train_again[0])
 
     @classmethod
+    @within_bounds
     def execute(
         cls,
         model: list[Any],

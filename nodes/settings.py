@@ -7,7 +7,7 @@ from typing import Any, Literal
 from comfy_api.latest import io
 
 from ..magicapture_core.config import Preset, TrainConfig, parse_config
-from .node import Node
+from .bounds import within_bounds
 from .sockets import SettingsType, schema, settings_sockets, settings_values
 
 CUSTOM: Literal["custom"] = "custom"
@@ -62,7 +62,7 @@ WIDGETS = {  # id -> folded away; saved workflows hold values by position, so ne
 LATER = ("clone_steps",)
 
 
-class MagiCaptureSettings(Node):
+class MagiCaptureSettings(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -84,6 +84,7 @@ class MagiCaptureSettings(Node):
         )
 
     @classmethod
+    @within_bounds
     def execute(cls, preset: Preset | Literal["custom"], **widgets: Any) -> io.NodeOutput:
         return io.NodeOutput(chosen_config(preset, widgets))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..magicapture_core.types import MagiCaptureError
 from . import patching
-from .node import Node
+from .bounds import within_bounds
 from .sampling import sample
 from .scene import STRENGTHS, in_words, open_scene, optional_sockets, required_sockets
 from .sockets import MAX_STRENGTH, schema, show, single, to_comfy, to_core
@@ -22,7 +22,7 @@ MAX_CELLS = 64
 SHEET_SIDE = 512  # pixels, of a cell's longer side
 
 
-class StrengthSweep(Node):
+class StrengthSweep(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -52,6 +52,7 @@ class StrengthSweep(Node):
         return patching.fingerprint_if_there(lora_name[0])
 
     @classmethod
+    @within_bounds
     def execute(cls, **lists: Any) -> io.NodeOutput:
         return cls.sweep(**single(lists))
 

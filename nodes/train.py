@@ -14,9 +14,9 @@ from torch import Tensor
 from ..magicapture_core.config import TrainConfig, parse_config
 from ..magicapture_core.types import Face
 from . import folders, patching
+from .bounds import within_bounds
 from .collages import collage_inputs, read_controls
 from .concepts import Concept, to_photos
-from .node import Node
 from .portraits import face_detector
 from .progress import Progress
 from .sockets import (
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from ..magicapture_core.landmark_maps import Style
 
 
-class TrainMagiCaptureLoRA(Node):
+class TrainMagiCaptureLoRA(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -105,6 +105,7 @@ class TrainMagiCaptureLoRA(Node):
         return fingerprint(name, train_again)
 
     @classmethod
+    @within_bounds
     def execute(
         cls,
         model: Any,

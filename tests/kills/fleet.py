@@ -77,7 +77,7 @@ def victims(process: subprocess.Popen[bytes]) -> dict[str, list[psutil.Process]]
     found: dict[str, list[psutil.Process]] = {"worker": [], "command": [whole], "head": []}
     for child in whole.children(recursive=True):
         with suppress(psutil.Error):  # it has just ended
-            name = child.cmdline()[0]
+            name = " ".join(child.cmdline()[:1])
             found["worker"] += [child] * name.startswith("ray::attempt")
             found["head"] += [child] * name.endswith(("gcs_server", "raylet"))
     return found

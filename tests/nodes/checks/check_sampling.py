@@ -340,9 +340,9 @@ def check_a_sweep_is_the_sampler_at_each_strength(pack, loaded):
     assert report[-4:] == [f"picture {i}: style {s:g}, model {m:g}" for i, (s, m) in enumerate(wanted, 1)]
     assert f"seed {SEED}" in report
     assert any("weighs the words, (<style>:0.5)" in line for line in report)
-    images_module = part(pack, "magicapture_core.images")
+    sheets = part(pack, "magicapture_core.sheets")
     texts = [line.split(": ", 1)[1] for line in report[-4:]]
-    expected = images_module.contact_sheet(list(images.movedim(-1, 1)), 2, texts)
+    expected = sheets.contact_sheet(list(images.movedim(-1, 1)), 2, texts)
     assert torch.equal(sheet[0], expected.movedim(0, -1))
 
 

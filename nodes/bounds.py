@@ -1,4 +1,8 @@
-"""What every node of the pack is: one whose numbers keep within the bounds of their sockets."""
+"""The bounds of sockets, also for what comes over a link.
+
+ComfyUI looks at the bounds of what is typed into a widget alone, and not even there at NaN; over a link another pack's
+arithmetic may ask for 10^9 pictures.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +15,11 @@ from comfy_api.latest import io
 from ..magicapture_core.types import MagiCaptureError
 
 
-class Node(io.ComfyNode):
-    """ComfyUI looks at the bounds of what is typed into a widget alone, and not even there at NaN; here they hold for
-    what comes over a link too, where another pack's arithmetic may ask for 10^9 pictures."""
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        if "execute" in vars(cls):
-            setattr(cls, "execute", classmethod(within_bounds(vars(cls)["execute"].__func__)))  # noqa: B010
-
-
 def within_bounds(execute: Callable[..., Any]) -> Callable[..., Any]:
-    """`execute` that looks at its numbers first."""
+    """A node's `execute` that looks at its numbers first."""
 
     @wraps(execute)
-    def checked(cls: type[Node], *args: Any, **values: Any) -> Any:
+    def checked(cls: type[io.ComfyNode], *args: Any, **values: Any) -> Any:
         check_bounds(cls.define_schema(), values)
         return execute(cls, *args, **values)
 
