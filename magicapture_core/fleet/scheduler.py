@@ -161,6 +161,7 @@ def spread(
             ended, _ = ray.wait(list(waiting), timeout=TOLD_EVERY)
             for ref in ended:
                 yield end_of(ray, ref, waiting.pop(ref))
+            check_own_processes(ray)
             look(rows := ask(ray, board.read))
             if stopped():
                 ask(ray, board.stop)
@@ -191,7 +192,19 @@ def ask(ray: Any, method: Any) -> Any:
     try:
         return ray.get(method.remote(), timeout=LOST_AFTER)
     except ray.exceptions.RayError as error:
-        raise MagiCaptureError(f"Ray is lost ({_first_line(error)}); once it runs, the same command goes on") from error
+        raise lost(_first_line(error)) from error
+
+
+def check_own_processes(ray: Any) -> None:
+    """Raises MagiCaptureError where one of the Ray that we have started has died: without its head, workers and board
+    go on for a minute, and then Ray ends our process without a word of ours."""
+    dead = {name for name, _ in ray._private.worker._global_node.dead_processes()}
+    if dead & {"gcs_server", "raylet"}:
+        raise lost("a process of its head has ended")
+
+
+def lost(reason: str) -> MagiCaptureError:
+    return MagiCaptureError(f"Ray is lost ({reason}); the same command goes on")
 
 
 def end_of(ray: Any, ref: Any, item: Item) -> End[Item]:

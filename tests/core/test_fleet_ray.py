@@ -109,6 +109,18 @@ def test_ends_of_all_kinds() -> None:
     assert dashboards == []  # it would ask the network on which cloud it is
 
 
+def test_a_head_that_is_killed_is_one_line() -> None:
+    """Workers and board would go on without it, until Ray itself ended this process."""
+
+    def kill(rows: dict[str, Row]) -> None:
+        for child in psutil.Process().children():
+            if rows and child.name() == "gcs_server":
+                child.kill()
+
+    with pytest.raises(MagiCaptureError, match=r"^Ray is lost \(.+\); the same command goes on$"):
+        list(spread(["a"], fleet_work.end_somehow, Fleet(workers=1), look=kill))
+
+
 def test_more_cards_than_there_are_is_one_line() -> None:
     with pytest.raises(MagiCaptureError, match="gpus 99"):
         list(spread(["a"], fleet_work.end_somehow, Fleet(workers=1, gpus=99)))
