@@ -32,7 +32,8 @@ from tests.small import portraits, small_config
 ROOT = Path(__file__).parents[2]
 PHOTOS = {"subject": portraits(3), "style": portraits(3, seed=1)}
 CONFIG = small_config(accumulate=3, tuning={"num_steps": 4})
-LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "magicapture_core")
+LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1")
+LAUNCH += ("--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "-m", "magicapture_core")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo meets by other means on Windows")
 
 
