@@ -19,7 +19,7 @@ from tests.core.test_fleet import JOBS, made, make_people, write_jobs
 from tests.fleet_work import keeping_often
 from tests.kills.files import read_all
 
-SECONDS = 4.0  # about what one job takes
+SECONDS = 15.0  # a worker begins its job after about 5, and takes as long for it
 DEADLINE = 300.0  # seconds in which a command comes to its end, or is taken for one that hangs
 VICTIMS = {"worker": 8, "command": 1, "head": 1}  # how often each is drawn
 Seen = dict[Path, tuple[int, bytes]]
