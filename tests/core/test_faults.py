@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
 import signal
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -20,6 +23,7 @@ from tests.small import portraits, same, small_config
 
 PHOTOS = {"subject": portraits(2), "style": portraits(2, seed=1)}
 CONFIG = small_config()
+NOBODY = 65534  # has no rights but everybody's
 
 
 def train(folder: Path, output: Path | None = None, **options: Any) -> Result:
@@ -45,6 +49,19 @@ def assert_the_same(result: Result, whole: Result) -> None:
         assert same(load_file(path), load_file(other))
 
 
+def told_by_a_process(work: Callable[..., None], *arguments: Any) -> str:
+    """The one line that it says."""
+    said, says = get_context("forkserver").Pipe(duplex=False)
+    process = get_context("forkserver").Process(target=work, args=(*arguments, says))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert said.poll(), "nothing was said"
+    message = said.recv()
+    assert "\n" not in message
+    return message
+
+
 def with_full_disk(folder: Path, limit: int, said: Any) -> None:
     """A process in which no file can be larger than `limit` bytes."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -60,17 +77,33 @@ def test_a_full_disk_is_one_line_and_no_half_file(tmp_path: Path, whole: Result,
     """There is room for a share of the LoRA. What could not be written is not there under its name; with room again the
     training comes to what it would have."""
     limit = int(whole.files[0].stat().st_size * share)
-    said, says = get_context("forkserver").Pipe(duplex=False)
-    process = get_context("forkserver").Process(target=with_full_disk, args=(tmp_path, limit, says))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
-    assert said.poll(), "nothing was said"
-    message = said.recv()
-    assert "\n" not in message
+    told_by_a_process(with_full_disk, tmp_path, limit)
     for path in tmp_path.rglob("*.safetensors"):
         load_file(path)
     assert_the_same(train(tmp_path), whole)
+
+
+def without_rights(folder: Path, said: Any) -> None:
+    """A process of somebody who may write nothing there; nor read the packages, which are imported before."""
+    with TemporaryDirectory() as name:
+        train(Path(name))
+    os.seteuid(NOBODY)
+    try:
+        train(folder)
+    except OSError as error:
+        said.send(str(error))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
+def test_a_folder_without_the_right_to_write_is_one_line(whole: Result) -> None:
+    with TemporaryDirectory() as name:  # pytest's own cannot be entered by others
+        folder = Path(name)
+        folder.chmod(0o755)
+        message = told_by_a_process(without_rights, folder)
+        assert "Permission denied" in message
+        assert str(folder) in message
+        assert not list(folder.iterdir())
+        assert_the_same(train(folder), whole)
 
 
 def test_where_nothing_can_be_written_the_steps_are_not_lost(tmp_path: Path, whole: Result) -> None:
