@@ -75,7 +75,10 @@ class Place:
             self.fs.rm_file(self._there(path))
 
     def finish(self, result: dict[str, Any]) -> None:
-        """All files, then the mark that the job is finished."""
+        """All files, then the mark that the job is finished. What earlier attempts left half written, hidden, goes."""
+        for path in self.work.rglob(".*"):
+            if path.is_file() and path.name != LOCK:
+                path.unlink()
         self.keep()
         text = json.dumps(result, indent=1)
         if self.is_local:

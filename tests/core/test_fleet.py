@@ -208,6 +208,16 @@ def test_results_anywhere_are_those_of_a_folder_whatever_machine_goes_on(
     assert not list((tmp_path / "temp").rglob("*.safetensors"))
 
 
+def test_what_a_kill_left_half_written_goes_with_the_end(job: Job, tmp_path: Path) -> None:
+    """Hidden files beside their places; of others, and of the lock, there are none in a job's folder."""
+    place = Place(str(tmp_path), job.folder)
+    for name in (".step-000002-0a1b2c3d.png", "images-1/.0-0a1b2c3d.png"):
+        (place.work / name).parent.mkdir(parents=True, exist_ok=True)
+        (place.work / name).write_bytes(b"half")
+    run_job(job, silent, str(tmp_path))
+    assert {path.name for path in place.work.rglob(".*")} <= {storage.LOCK}
+
+
 def test_a_state_of_a_remote_training_is_brought_there_as_it_comes(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

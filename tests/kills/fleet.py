@@ -42,7 +42,10 @@ class Killed:
             code = process.wait()
             assert code in (0, 2, -signal.SIGKILL)
         still(finished, folder)
-        assert made(folder / "results") == self.made
+        now = made(folder / "results")
+        assert now == self.made, [
+            name for name in now.keys() | self.made.keys() if now.get(name) != self.made.get(name)
+        ]
         return counted
 
 
