@@ -16,7 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 from magicapture_core import artifact, recipe
-from magicapture_core.backbone import tiny
+from magicapture_core.backbone import Backbone, tiny
 from magicapture_core.kept import Result
 from magicapture_core.types import MagiCaptureError
 from tests.small import portraits, same, small_config
@@ -26,10 +26,10 @@ CONFIG = small_config()
 NOBODY = 65534  # has no rights but everybody's
 
 
-def train(folder: Path, output: Path | None = None, **options: Any) -> Result:
+def train(folder: Path, output: Path | None = None, backbone: Backbone | None = None, **options: Any) -> Result:
     """Its work in `folder`, its files in `output`."""
     return recipe.personalize(
-        tiny(),
+        backbone or tiny(),
         PHOTOS,
         CONFIG,
         name="someone",
@@ -84,12 +84,13 @@ def test_a_full_disk_is_one_line_and_no_half_file(tmp_path: Path, whole: Result,
 
 
 def without_rights(folder: Path, said: Any) -> None:
-    """A process of somebody who may write nothing there; nor read the packages, which are imported before."""
+    """A process of somebody who may write nothing there; nor read the model and the packages, which come before."""
+    backbone = tiny()
     with TemporaryDirectory() as name:
-        train(Path(name))
+        train(Path(name), backbone=backbone)
     os.seteuid(NOBODY)
     try:
-        train(folder)
+        train(folder, backbone=backbone)
     except OSError as error:
         said.send(str(error))
 

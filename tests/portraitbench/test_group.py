@@ -164,7 +164,7 @@ def test_a_person_is_learned_by_the_cores_trainer(monkeypatch):
 def test_every_source_that_decides_a_figure_is_in_the_key():
     assert reached(group.TINY_FOLDER.parent, ["group/sampler"]) - set(group.CORE_STAGES) <= {
         "files", "halves", "images", "kohya", "metadata", "types", "marks", "models", "sefi/config", "sefi/identity",
-        "ldm", "sharing", "small_recognisers",
+        "ldm", "sharing", "sheets", "small_recognisers",
     }  # fmt: skip
     assert {path.name for path in group.sources()} >= {
         "group.py",

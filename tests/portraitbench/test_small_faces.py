@@ -108,7 +108,7 @@ def test_every_source_that_decides_a_figure_is_in_the_key():
     assert reached(group.TINY_FOLDER.parent, ["diir/restorer", "diir/pictures"]) - set(small_faces.CORE_STAGES) <= {
         "files", "halves", "kohya", "metadata", "types", "marks", "models", "sefi/config", "sefi/identity", "ldm",
         "sharing", "small_recognisers", "upscale", "pretrained", "memory", "diir/control", "diir/landmarks",
-        "landmark_maps", "pickles",
+        "landmark_maps", "pickles", "sheets",
     }  # fmt: skip
     assert {path.name for path in small_faces.sources()} >= {"small_faces.py", "group.py", "inversion.py"}
 
