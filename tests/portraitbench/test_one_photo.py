@@ -167,8 +167,8 @@ def reached(root: Path, start: list[str]) -> set[str]:
 
 
 DECIDES_NOTHING = {  # reached by the trainer and the sampler, and of no weight in a run of this bench
-    "artifact", "dino", "files", "heatmaps", "identity", "images", "sheets", "ldm", "marks", "metadata", "models",
-    "object_losses", "object_terms", "types",
+    "artifact", "dino", "files", "heatmaps", "identity", "images", "ldm", "marks", "metadata", "models",
+    "object_losses", "object_terms", "sheets", "types",
 }  # fmt: skip
 
 
