@@ -177,7 +177,7 @@ def tiny() -> Backbone:
     return Backbone(
         vae=_fill(_empty(AutoencoderKL, configs["vae"]), weights["vae"]),
         unet=_fill(_empty(UNet2DConditionModel, configs["unet"]), weights["unet"]),
-        text_encoder=_fill(_empty_clip(configs["text_encoder"]), weights["text_encoder"]),
+        text_encoder=_fill_clip(_empty_clip(configs["text_encoder"]), weights["text_encoder"]),
         tokenizer=load_tokenizer(TINY_FOLDER / "tokenizer"),
         noise_scheduler=noise_scheduler(),
         architecture=TINY,
