@@ -124,7 +124,7 @@ def fit(
             follow(opened, state, crew)
         on_estimate(estimate(opened()))
         looking = Looking(method=fitted, watch=watch, told=told, kept=kept, say=say)
-        resumed_from, result = len(told.history), None
+        resumed_from = len(told.history)
 
         def keep(step: TrainStep[AnyRun]) -> None:
             kept.save_state(step.state(), told)
@@ -132,10 +132,7 @@ def fit(
         def finish(run: AnyRun) -> Result:
             finished = Result(key=kept.key, files=save(method.made(run, name)), told=told, resumed_from=resumed_from)
             kept.save_result(finished)
-            return finished
-
-        def conclude_(result: Result) -> Result:
-            return conclude(result, kept, method.load, save, say)
+            return conclude(finished, kept, method.load, save, say)
 
         if looking.was_cut_off(resumed_from):
             with opened() as run:
@@ -143,29 +140,26 @@ def fit(
                 looking.look(run, resumed_from)
                 if looking.is_over(resumed_from):
                     crew.dismiss()
-                    return conclude_(finish(run))
+                    return finish(run)
         with opened() as run, closing(crew.led(advance(run, state))) as steps:
             for step in _kept_at_a_fault(steps, keep):
                 told.add(step.losses)
+                is_last = step.step == step.num_steps
                 try:
-                    if step.step == step.num_steps:  # before anyone can say stop
-                        result = finish(run)
+                    if is_last or step.step % STATE_EVERY == 0:
+                        keep(step)
                     looking.look(run, step.step)
                     on_step(step)
-                    if result is None and looking.is_over(step.step):
-                        result = finish(run)
                 except BaseException:  # the host's own way to say stop may be none of Exception's
-                    if result is None:
-                        keep(step)
+                    if is_last:
+                        finish(run)
                     else:
-                        conclude_(result)
+                        keep(step)
                     raise
-                if result is not None:
-                    break
-                if step.step % STATE_EVERY == 0:
-                    keep(step)
-        assert result is not None  # a state of the last step is over
-        return conclude_(result)
+                if looking.is_over(step.step):
+                    keep(step)  # with its look: the files may find no place
+                    return finish(run)
+        raise AssertionError("a state of the last step is over")
 
     with kept.locked() if crew.is_first else nullcontext():
         if not resume and crew.is_first:
@@ -199,8 +193,8 @@ class Looking(Generic[AnyRun, Made]):
     say: Callable[[str], None]
 
     def look(self, run: AnyRun, step: int) -> None:
-        """Where a look is due. One that fails is told, and the training goes on."""
-        if self.watch is None or not self.watch.is_due(step, self.method.config.num_steps):
+        """Where a look is due and not done. One that fails is told, and the training goes on."""
+        if self.watch is None or not self.is_due(step):
             return
         try:
             look = self.method.look(run, self.watch, step)
@@ -222,12 +216,11 @@ class Looking(Generic[AnyRun, Made]):
     def was_cut_off(self, step: int) -> bool:
         """Whether the run stopped after this step before its look was done, or before it could end as one that is
         over."""
-        is_missing = (
-            self.watch is not None
-            and self.watch.is_due(step, self.method.config.num_steps)
-            and step > self.told.looked_at
-        )
-        return step > 0 and (is_missing or self.is_over(step))
+        return step > 0 and (self.is_due(step) or self.is_over(step))
+
+    def is_due(self, step: int) -> bool:
+        is_its_turn = self.watch is not None and self.watch.is_due(step, self.method.config.num_steps)
+        return is_its_turn and step > self.told.looked_at
 
     def is_over(self, step: int) -> bool:
         """After the last step, whose state is kept where its files could not be written, and at the end of patience."""

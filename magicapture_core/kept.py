@@ -188,7 +188,8 @@ class Kept:
 
     def drop_work(self) -> None:
         """State and candidates, which only an unfinished run needs, and what a kill left half written of any file."""
-        for path in (self.state_file, *self.folder.glob(f".*-{self.key[:16]}-*")):
+        halves = [*self.folder.glob(f".*-{self.key[:16]}-*"), *self.samples.glob(".*"), *self.looks.glob(".*")]
+        for path in (self.state_file, *halves):
             path.unlink(missing_ok=True)
         shutil.rmtree(self._candidates, ignore_errors=True)
 

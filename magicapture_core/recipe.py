@@ -153,7 +153,8 @@ class MagiCapture(Method[Run, Artifact]):
 
 def conclude(result: Result, kept: Kept, save: Callable[[Artifact], list[Path]], say: Callable[[str], None]) -> Result:
     """What `fit` does last, for a kept result where a kill left that to do."""
-    return fitting.conclude(result, kept, artifacts.load, save, say)
+    with kept.locked():
+        return fitting.conclude(result, kept, artifacts.load, save, say)
 
 
 def views(dataset: Dataset, config: TrainConfig) -> list[View]:

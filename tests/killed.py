@@ -14,33 +14,46 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from magicapture_core import artifact, fitting, recipe
+from magicapture_core import artifact, fitting, recipe, watch
 from magicapture_core.backbone import tiny
+from magicapture_core.kept import Kept, result_key
 from tests.small import portraits, small_config
 
-STATE_EVERY, NUM_STEPS = 2, 8
+STATE_EVERY, LOOK_EVERY, NUM_STEPS = 2, 4, 8
 TOUCHES = {"open", "os.chmod", "os.link", "os.mkdir", "os.remove", "os.rename", "os.rmdir"}
 PAIRS = 2
 
 
 def train(folder: Path, said: Connection, kill_at: int | None) -> None:
-    """A training; sends ("saving", touches so far) before its result is written."""
-    fitting.STATE_EVERY = STATE_EVERY
+    """A training, or what a kill left to do after it; sends ("saving", touches so far) before its files are written,
+    and ("saved", touches) after."""
+    fitting.STATE_EVERY, watch.NUM_STEPS = STATE_EVERY, 2
     touches = die_at_touch(folder, kill_at)
+    backbone, photos = tiny(), {"subject": portraits(2), "style": portraits(2, seed=1)}
+    config = small_config(inversion={"num_steps": 3}, tuning={"num_steps": NUM_STEPS - 3})
+    looking = watch.Watch(every=LOOK_EVERY)
+    kept = Kept(folder / "work", result_key(backbone, photos, config, watch=looking))
 
     def save(made: artifact.Artifact) -> list[Path]:
         said.send(("saving", touches()))
-        return list(artifact.save(made, folder))
+        files = list(artifact.save(made, folder))
+        said.send(("saved", touches()))
+        return files
 
-    recipe.personalize(
-        tiny(),
-        {"subject": portraits(2), "style": portraits(2, seed=1)},
-        small_config(inversion={"num_steps": 3}, tuning={"num_steps": NUM_STEPS - 3}),
-        name="someone",
-        folder=folder / "work",
-        save=save,
-        on_step=lambda step: said.send(("step", step.step)),
-    )
+    if finished := kept.find_result():
+        recipe.conclude(finished, kept, save, print)
+    else:
+        recipe.personalize(
+            backbone,
+            photos,
+            config,
+            name="someone",
+            folder=kept.folder,
+            key=kept.key,
+            save=save,
+            on_step=lambda step: said.send(("step", step.step)),
+            watch=looking,
+        )
     said.send(("done", touches()))
 
 

@@ -127,7 +127,8 @@ def conclude(
     result: Result, kept: Kept, save: Callable[[SefiIdentity], list[Path]], say: Callable[[str], None]
 ) -> Result:
     """What `fit` does last, for a kept result where a kill left that to do."""
-    return fitting.conclude(result, kept, identities.load, save, say)
+    with kept.locked():
+        return fitting.conclude(result, kept, identities.load, save, say)
 
 
 def encode(backbone: Backbone, portraits: Portraits, recogniser: Recogniser | None = None) -> EncodedPhotos:

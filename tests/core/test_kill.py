@@ -24,12 +24,13 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no 
 
 
 class Life(NamedTuple):
-    """What one process told before it ended: its last step, and its touches before it wrote the result and in all; 0
-    where it did not come so far."""
+    """What one process told before it ended: its last step, and its touches before it wrote the files, after it, and
+    in all; 0 where it did not come so far."""
 
     was_killed: bool
     steps: int
     saving: int
+    saved: int
     touches: int
 
 
@@ -55,7 +56,7 @@ def live(
     except EOFError:
         process.join()
     assert process.exitcode in (0, -signal.SIGKILL)
-    return Life(process.exitcode != 0, told.get("step", 0), told.get("saving", 0), told.get("done", 0))
+    return Life(process.exitcode != 0, *(told.get(word, 0) for word in ("step", "saving", "saved", "done")))
 
 
 def state_step(folder: Path) -> int:
@@ -74,7 +75,7 @@ def assert_little_is_lost(folder: Path, life: Life, before: int) -> None:
     """before: the step of the state that the life began with, beyond which it may not have come."""
     result, reached = read_result(folder), max(life.steps, before)
     if result is None:
-        assert reached - STATE_EVERY <= state_step(folder) <= reached
+        assert reached - STATE_EVERY <= state_step(folder) <= reached + 1  # killed in the look after its last step
     else:
         assert all(Path(file).is_file() for file in result["files"])
 
@@ -90,6 +91,15 @@ def assert_whole(folder: Path, whole: Path) -> None:
         assert same(load_file(path), load_file(other))
     assert state_step(folder) == 0
     assert {path.name for path in (folder / "work").iterdir()} == {path.name for path in (whole / "work").iterdir()}
+    assert pictures(folder) == pictures(whole)
+
+
+def pictures(folder: Path) -> dict[str, bytes]:
+    """Of every look, and the preview beside what was learned: a kill may leave files of it without a result."""
+    found = read_result(folder)
+    assert found is not None
+    looks = {str(path.relative_to(folder)): path.read_bytes() for path in (folder / "work").rglob("*.png")}
+    return {**looks, "preview": Path(found["files"][0]).with_suffix(".preview.png").read_bytes()}
 
 
 @pytest.fixture(scope="module")
@@ -132,13 +142,13 @@ def test_killed_while_the_result_is_written(tmp_path: Path, whole: tuple[Path, L
     shutil.copytree(last, tmp_path / "end")
     end = live(train, tmp_path / "end")
     assert_whole(tmp_path / "end", whole[0])
-    half_result = end.touches - 5  # its file beside its place is there, and does not have its name yet
+    half_result = end.saved + 5  # its file beside its place is there, and does not have its name yet
     for kill_at in (half_result, random.Random(0).randint(end.saving + 1, end.touches)):
         folder = tmp_path / str(kill_at)
         shutil.copytree(last, folder)
         life = live(train, folder, kill_at=kill_at)
         assert life.was_killed
         assert_little_is_lost(folder, life, state_step(last))
-        if read_result(folder) is None:
-            assert not live(train, folder).was_killed
-            assert_whole(folder, whole[0])
+        assert (kill_at == half_result) == any((folder / "work").glob(".result-*"))
+        assert not live(train, folder).was_killed
+        assert_whole(folder, whole[0])

@@ -178,6 +178,26 @@ def test_a_kill_after_any_look_loses_no_candidate(tmp_path, undisturbed, monkeyp
     assert same(lora_of(whole.best_files), lora_of(resumed.best_files))
 
 
+def test_a_kill_within_the_last_look_repeats_it_and_no_step(tmp_path, undisturbed):
+    """All that lies on the disk while the last step is looked at: nothing says yet that the training is finished."""
+    whole, seen = undisturbed(0)
+    sampled = []
+
+    def copy(step, num_steps):
+        sampled.append(step)
+        if len(sampled) == 8 * 3 * 2 + 3:
+            shutil.copytree(tmp_path / "killed" / "work", tmp_path / "left" / "work")
+
+    run(tmp_path / "killed", watch={"on_sampling": copy})
+    assert Kept(tmp_path / "left" / "work", whole.key).find_result() is None
+    resumed, looks = run(tmp_path / "left")
+    assert resumed.resumed_from == len(whole.told.history)
+    assert resumed.told == whole.told
+    assert [look.step for look in looks] == [9]
+    assert torch.equal(looks[0].sheet, seen[-1].sheet)
+    assert same(lora_of(whole.files), lora_of(resumed.files))
+
+
 def test_a_look_that_fails_is_told_and_the_training_goes_on(tmp_path):
     """For want of memory, at the fifth step and at the last."""
 

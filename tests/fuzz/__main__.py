@@ -58,7 +58,7 @@ class Told:
 
     def add(self, other: Told) -> None:
         self.seconds += other.seconds
-        self.counts = Counter(self.counts) + Counter(other.counts)
+        self.counts = dict(Counter(self.counts) + Counter(other.counts))
         self.crashes = sorted({*self.crashes, *other.crashes})
         self.base, self.peak = other.base, max(self.peak, other.peak)
         self.processes += 1
@@ -171,7 +171,11 @@ class Account:
     def tell(self) -> None:
         self.last = time.monotonic()
         told = Told(
-            seconds=self.seconds, counts=self.counts, crashes=sorted(self.crashes), base=self.base, peak=peak_memory()
+            seconds=self.seconds,
+            counts=dict(self.counts),
+            crashes=sorted(self.crashes),
+            base=self.base,
+            peak=peak_memory(),
         )
         print("told", json.dumps(asdict(told)), flush=True)
 
