@@ -212,12 +212,14 @@ def _mode_changes(picture: Image.Image) -> list[str]:
 def from_pil(picture: Image.Image, background: tuple[int, int, int] = WHITE) -> Tensor:
     """A picture of any mode -> [3,H,W] 0..1, over `background` where it is transparent."""
     if picture.mode in SIXTEEN_BITS:
-        grey = torch.from_numpy(np.asarray(picture).astype(np.float32) / 65535).clamp(0, 1)
+        grey = torch.from_numpy(np.asarray(picture).astype(np.float32)).div_(65535).clamp_(0, 1)
         return grey.expand(3, -1, -1).contiguous()
     if picture.has_transparency_data:
-        base = Image.new("RGBA", picture.size, (*background, 255))
-        picture = Image.alpha_composite(base, picture.convert("RGBA"))
-    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous().float() / 255
+        ground = Image.new("RGBA", picture.size, (*background, 255))
+        ground.alpha_composite(picture.convert("RGBA"))
+        picture = ground
+    pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+    return pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)  # no second gigabyte
 
 
 def to_pil(image: Tensor) -> Image.Image:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from magicapture_core import halves, images, tflite
@@ -176,6 +179,23 @@ def test_a_program_in_postscript_that_is_called_a_photo(tmp_path: Path, monkeypa
     text = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) print showpage\n%%EOF\n"
     (tmp_path / "photo.jpg").write_text(text)
     refuses(lambda: images.load_photo(tmp_path / "photo.jpg"), "cannot be read as a picture")
+
+
+@pytest.mark.parametrize("mode", ["I;16", "RGB", "LA"])
+def test_a_picture_of_all_pixels_that_are_allowed(tmp_path: Path, mode: str) -> None:
+    """A small file, and a gigabyte as a tensor: one more is the most that reading it may take on the way."""
+    path = tmp_path / "a.tiff"
+    Image.new(mode, (100, images.MAX_PIXELS // 100)).save(path, compression="tiff_lzw")
+    code = f"""
+import resource
+from pathlib import Path
+from magicapture_core.images import load_photo
+limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + (2 << 30)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+print(*load_photo(Path({str(path)!r})).shape)
+"""
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert asked.stdout.split() == ["3", str(images.MAX_PIXELS // 100), "100"], asked.stderr[-500:]
 
 
 @pytest.mark.parametrize(
