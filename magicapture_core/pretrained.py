@@ -43,7 +43,7 @@ def load_descriptor(path: str | Path, device: str = "cpu") -> Any:
             "where the package spandrel_extra_arches is installed (not for commercial use); upscalers are Real-ESRGAN "
             "and its relatives"
         ) from None
-    except RuntimeError:  # the names are those of a known architecture, the shapes are not
+    except Exception:  # names of a known architecture, and not its shapes, or not all: then anything may be raised
         raise MagiCaptureError(
             f"{path.name}: not the layers that its architecture should have. GFPGAN 1.0 files are like this: take "
             "GFPGANv1.3.pth or GFPGANv1.4.pth"

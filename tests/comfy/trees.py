@@ -12,7 +12,9 @@ from pathlib import Path
 
 PACK = Path(__file__).absolute().parents[2]
 NEEDED = ("torch", "aiohttp", "torchsde", "av", "diffusers", "peft")  # ComfyUI's own, and what install.py adds
+TOLD = ("torch", "transformers", "diffusers", "peft")
 PROBE = f"import importlib.util as u; print(*(n for n in {NEEDED} if u.find_spec(n) is None))"
+VERSIONS = f"from importlib.metadata import version as v; print(', '.join(f'{{n}} {{v(n)}}' for n in {TOLD}))"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,11 @@ def candidate_folders() -> list[Path]:
         return [Path(part).expanduser() for part in given.split(os.pathsep) if part]
     guesses = [*sorted((Path.home() / "comfy").glob("ComfyUI*")), PACK.parents[1]]
     return [folder for folder in guesses if (folder / "main.py").exists()]
+
+
+def versions(tree: Tree) -> str:
+    """Of the packages that change what we build on, as its Python finds them."""
+    return subprocess.run([tree.python, "-c", VERSIONS], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def missing_packages(python: Path) -> list[str]:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from spandrel.architectures.ESRGAN import ESRGAN
 
 from magicapture_core import halves, images, tflite
 from magicapture_core.artifact import load, read_embedding, save
@@ -27,6 +28,7 @@ from magicapture_core.evaluate.clip import load_clip
 from magicapture_core.face_nets import FaceNet
 from magicapture_core.files import read_state_dict
 from magicapture_core.kept import Kept
+from magicapture_core.pretrained import load_descriptor
 from magicapture_core.recognisers import load_recogniser
 from magicapture_core.taesd import load_taesd
 from magicapture_core.train_command import read_toml
@@ -228,6 +230,14 @@ def test_a_controlnet_of_many_channels(tmp_path: Path) -> None:
     refuses(lambda: load_controlnet(tmp_path / "a.safetensors", tiny().unet), "too many channels")
     save_file({first: torch.ones(())}, tmp_path / "a.safetensors")
     refuses(lambda: load_controlnet(tmp_path / "a.safetensors", tiny().unet), "should be")
+
+
+@pytest.mark.parametrize("change", [("model.10.weight", "model.1O.weight"), ("model.1.sub.1.bias", "model.1sub.1.bias")])
+def test_an_upscaler_with_a_name_that_is_nearly_right(tmp_path: Path, change: tuple[str, str]) -> None:
+    state = ESRGAN(in_nc=3, out_nc=3, num_filters=4, num_blocks=1, scale=4).state_dict()
+    old, new = change
+    save_file({key.replace(old, new): value.clone() for key, value in state.items()}, tmp_path / "a.safetensors")
+    refuses(lambda: load_descriptor(tmp_path / "a.safetensors"), "not the layers that its architecture should have")
 
 
 def test_a_diffusers_folder_with_more_layers_than_weights(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from magicapture_core.models import models_folder
 
-from ..comfy.trees import Tree, find_trees, newest_version
+from ..comfy.trees import Tree, find_trees, newest_version, versions
 
 HERE = Path(__file__).parent
 TREES = find_trees()[0]
@@ -73,5 +73,6 @@ def test_inside(tree: Tree, results: dict[str, str], check: str) -> None:
     assert not results[check], results[check]
 
 
-def test_every_check_was_run(tree: Tree, results: dict[str, str]) -> None:
+def test_every_check_was_run(tree: Tree, results: dict[str, str], facts: list[str]) -> None:
+    facts.append(f"inside ComfyUI {tree.version}: {len(results)} checks with {versions(tree)}")
     assert set(results) == {check for check in CHECKS if is_due(check, tree)}

@@ -36,6 +36,18 @@ def check_both_ways_in_give_the_same_weights(pack, loaded, checkpoint):
         assert all(torch.equal(value, right[key]) for key, value in left.items()), part
 
 
+def check_the_embedded_model_is_read_whole(pack):
+    """Whatever names this ComfyUI's transformers has for the layers of a text encoder."""
+    from safetensors.torch import load_file
+
+    backbone = core(pack, "backbone")
+    with torch.inference_mode(False):
+        read = backbone.tiny().text_encoder.state_dict()
+    kept = load_file(backbone.TINY_WEIGHTS["text_encoder"])
+    assert {name.removeprefix("text_model.") for name in read} == kept.keys()
+    assert all(torch.equal(value, kept[name.removeprefix("text_model.")].float()) for name, value in read.items())
+
+
 def check_stock_loaders_read_the_files(pack, loaded, tmp_path):
     """No key is left over, every layer finds its weight, and `embedding:` gives the learned vectors."""
     import comfy.lora
