@@ -96,6 +96,7 @@ def check_every_stage_equals_the_core(pack, checkpoint):
     assert farthest(ours, plain, sigmas) > 0.01
 
 
+@newest_alone
 def check_two_identities_with_a_lora_equal_the_core(pack, checkpoint):
     """Of five and of three stages, so that both switch at times of their own; the LoRA before, between and after."""
     loaded = load_fp32(checkpoint)

@@ -62,6 +62,7 @@ def check_similarity(pack):
     assert report == ["mean 0.000", "picture 1: no face"]
 
 
+@newest_alone
 def check_similarity_takes_lists_of_all_sizes(pack):
     """One score for all: every picture is compared with all of the reference, as if both were one batch each."""
     first, second = samples(pack).split(1)

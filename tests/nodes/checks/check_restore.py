@@ -5,6 +5,7 @@ import importlib
 from pathlib import Path
 
 import torch
+from extent import newest_alone
 
 SIZES = {"n_embed": 16, "embed_dim": 32, "ch": 32, "out_ch": 3, "ch_mult": (1,) * 6, "num_res_blocks": 1}
 REST = {"attn_resolutions": (16,), "dropout": 0.0, "in_channels": 3, "resolution": 512, "z_channels": 32}
@@ -181,6 +182,7 @@ def check_a_list_takes_one_mask_or_one_for_each(pack):
     assert all(outside in line for line in report[1:-1])
 
 
+@newest_alone
 def check_a_face_that_lost_the_person_is_put_back(pack):
     """Byte for byte what plain upscaling gives; the same face stays restored where the threshold allows it."""
     node, images = nodes(pack), samples(pack)

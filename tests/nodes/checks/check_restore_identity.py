@@ -9,6 +9,7 @@ from check_identity import load_fp32
 from check_restore import load_recogniser, part, refused, samples
 from check_sampling import control_net
 from crafted import random_artifact, random_identity
+from extent import newest_alone
 
 SIZE, STEPS = 64, 4
 PROMPT = "a photo of {person}"
@@ -121,6 +122,7 @@ def sampled(walked, model, latents, sigma):
     return walked.sampled(model, prompt, prompt, 1.0, walked.sigmas(), lambda predict: predict(latents, sigma))
 
 
+@newest_alone
 def check_pixels_outside_of_the_faces_keep_every_bit(pack, loaded):
     """Two pictures of two sizes, a mask for the second's left; and a picture without a face."""
     images = samples(pack)
@@ -181,6 +183,7 @@ def check_a_batch_stays_one_and_the_bar_is_full_at_its_end(pack, loaded):
     assert bars[0].done == bars[0].total == 2 * 2 * 2  # pictures, ways, half of the four steps
 
 
+@newest_alone
 def check_a_face_stays_only_where_the_likeness_rose(pack, loaded):
     """To the picture itself it falls; to what would be drawn it rises, and that stays, bit for bit."""
     images, who = samples(pack)[:1], {"identity": random_identity(pack), "face_recognition": load_recogniser(pack)}

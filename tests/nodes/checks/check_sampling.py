@@ -9,6 +9,7 @@ from check_recognition import nodes as recognition
 from check_recognition import save_network
 from check_restore import part, refused, samples
 from crafted import random_artifact
+from extent import newest_alone
 
 PROMPT = "A photo of a {subject} person in the {style} style"
 STEPS, CFG, SEED = 2, 3.0, 5
@@ -140,6 +141,7 @@ def check_a_strength_that_cannot_act_is_told(pack, loaded):
 # -- likeness ----------------------------------------------------------------------------------------------------------
 
 
+@newest_alone
 def check_the_most_alike_comes_first(pack, loaded):
     """Two faces and noise through a VAE that hands out known pictures; latents, seeds and scores go along."""
     recogniser = recognition(pack).LoadFaceRecognition.execute(save_network(pack, "iresnet18.pth"))[0]
@@ -346,6 +348,7 @@ def check_a_sweep_is_the_sampler_at_each_strength(pack, loaded):
     assert torch.equal(sheet[0], expected.movedim(0, -1))
 
 
+@newest_alone
 def check_a_sweep_of_one_strength_with_likeness(pack, loaded):
     recogniser = recognition(pack).LoadFaceRecognition.execute(save_network(pack, "iresnet18.pth"))[0]
     likeness = {"face_recognition": recogniser, "reference": samples(pack)[:1]}

@@ -128,21 +128,35 @@ def check_cancel_resume_and_keep(pack, loaded):
     assert same(before, as_bytes(loaded))
     assert torch.equal(pixels, given["subject_images"])
 
+
+@newest_alone
+def check_another_photo_model_or_wish_and_a_deleted_file_train_anew(pack, loaded):
+    import folder_paths
+
+    node = module(pack, "nodes.train").TrainMagiCaptureLoRA.PREPARE_CLASS_CLONE(None)
+    patched, _, _ = module(pack, "nodes.patching").attach(random_artifact(pack), *loaded[:2], 1.0, 1.0)
+    given = inputs(pack, loaded, name="anew")
+    node.execute(**given)
     changed = given["style_images"].clone()
     changed[0, 0, 0, 0] = 1 - changed[0, 0, 0, 0]
     for change in ({"style_images": changed}, {"model": patched}, {"train_again": True}):
-        with Steps(cancel_at=1) as steps, contextlib.suppress(comfy.model_management.InterruptProcessingException):
-            node.execute(**(given | change))
-        assert steps.seen, change
+        assert trains(node, given | change), change
 
-    marks = [node.fingerprint_inputs(name="inside", train_again=False)]
-    (Path(folder_paths.get_folder_paths("loras")[0]) / "inside.safetensors").unlink()
-    marks.append(node.fingerprint_inputs(name="inside", train_again=False))
+    marks = [node.fingerprint_inputs(name="anew", train_again=False)]
+    (Path(folder_paths.get_folder_paths("loras")[0]) / "anew.safetensors").unlink()
+    marks.append(node.fingerprint_inputs(name="anew", train_again=False))
     assert marks[0] != marks[1]
-    assert "inside" not in str(marks), "ComfyUI writes it into every picture that is saved"
+    assert "anew" not in str(marks), "ComfyUI writes it into every picture that is saved"
+    assert trains(node, given)
+
+
+def trains(node, given):
+    """Whether it begins to; its first step is its last."""
+    import comfy.model_management
+
     with Steps(cancel_at=1) as steps, contextlib.suppress(comfy.model_management.InterruptProcessingException):
         node.execute(**given)
-    assert steps.seen, "a deleted file trains again"
+    return bool(steps.seen)
 
 
 @newest_alone
