@@ -321,8 +321,9 @@ def read_embedding(path: Path, name: str) -> Token:
     if len(tensors) != 1:
         raise MagiCaptureError(f"{path.name} holds {len(tensors)} tensors, an embedding has one")
     ((placeholder, vectors),) = tensors.items()
+    vectors = vectors.float()
     check_vectors(vectors)
-    return Token(name=name, placeholder=placeholder, initializer="", vectors=vectors.float())
+    return Token(name=name, placeholder=placeholder, initializer="", vectors=vectors)
 
 
 def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ldm
-from .files import check_plain, check_sizes
+from .files import check_plain, check_sizes, count_weights
 from .models import find_model, models_folder
 from .types import SD1, TINY, MagiCaptureError
 
@@ -144,7 +144,7 @@ def from_diffusers(folder: Path | str) -> Backbone:
         unet_config = _read_json(folder / "unet/config.json")
         _check_configs(unet_config, _read_json(folder / "scheduler/scheduler_config.json"))
         for part, config in (("unet", unet_config), ("vae", _read_json(folder / "vae/config.json"))):
-            check_sizes(config, part)
+            check_sizes(config, count_weights(folder / part), part)
         clip_weights = ldm.clip_names(load_file(folder / "text_encoder/model.safetensors"))
         local = {"local_files_only": True, "use_safetensors": True}
         backbone = Backbone(

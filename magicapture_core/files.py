@@ -144,16 +144,34 @@ def check_plain(name: str, tensor: Tensor) -> None:
         )
 
 
-def check_sizes(settings: Any, name: str) -> None:
-    """Raises MagiCaptureError where a network's settings hold a number that no size of one is: a class would take
-    memory for it before any weight is looked at. name: the file's."""
-    waiting = [settings]
+def check_sizes(settings: Any, num_weights: int, name: str) -> None:
+    """Raises MagiCaptureError where a network's settings hold a number that no size of one is, or more layers than
+    its files have weights: a class would take memory and minutes for them before any weight is looked at. name: the
+    file's."""
+    waiting = [("", settings)]
     while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict | list):
-            waiting += value.values() if isinstance(value, dict) else value
+        key, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.items()
+        elif isinstance(value, list):
+            waiting += [(key, part) for part in value]
         elif isinstance(value, int | float) and not abs(value) <= MAX_SIZE:
             raise MagiCaptureError(f"{name}: {value} is no size of a network's; fetch it again")
+        elif isinstance(value, int) and "layers" in key and value > num_weights:
+            raise MagiCaptureError(f"{name}: {key} is {value}, and there are {num_weights} weights; fetch it again")
+
+
+def count_weights(folder: Path) -> int:
+    """Of all its safetensors files. Raises MagiCaptureError where there are none, SafetensorError for a broken one."""
+    from safetensors import safe_open
+
+    count = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            count += len(file.keys())
+    if not count:
+        raise MagiCaptureError(f"{folder.name}: holds no weights in .safetensors; save the pipeline with them")
+    return count
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

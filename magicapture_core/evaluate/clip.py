@@ -103,7 +103,7 @@ def load_clip(path: Path) -> Clip:
         raise MagiCaptureError(f"{path.name}: no CLIP under transformers' names; {REMEDY}")
     has_text = any(name.startswith(TEXT) for name in weights)
     settings = _read_settings(path) if path.is_dir() else _guess_settings(weights, path.name)
-    check_sizes(settings, path.name)
+    check_sizes(settings, len(weights), path.name)
     try:
         model = _empty(settings, has_text)
     except Exception as error:  # transformers has a kind of its own for each setting that makes no sense

@@ -12,13 +12,17 @@ from typing import Any
 
 from PIL import Image
 
-from .server import ComfyServer
+from .server import ComfyServer, Run
 
 NodeId = int | str  # a number, or what a page has made of one
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 QUEUE_SECONDS = 30
-WIDTH, HEIGHT = 2400, 1350  # pixels: node texts can be read in a view of a whole workflow
+VIEW: Any = {"width": 2400, "height": 1350}  # pixels: node texts can be read in a view of a whole workflow
+PEEP: Any = {"width": 240, "height": 135}  # while it runs: painting a whole view takes as long as the nodes do
+    "width": 240,
+    "height": 135,
+}  # while it runs: to paint the whole view takes the processor as long as the nodes
 
 
 def missing() -> str:
@@ -97,6 +101,15 @@ class ComfyPage:
             self.page.wait_for_timeout(100)
         raise TimeoutError("Run queued nothing; the page marks what is wrong")
 
+    def run(self) -> Run:
+        """Presses Run, and waits for the end of it. Raises as press_run and `ComfyServer.wait` do."""
+        prompt_id = self.press_run()
+        self.page.set_viewport_size(PEEP)
+        try:
+            return self.server.wait(prompt_id)
+        finally:
+            self.page.set_viewport_size(VIEW)
+
     def show(self, *node_ids: NodeId) -> None:
         """Fits the view to these nodes, or to all."""
         self.page.evaluate(
@@ -163,7 +176,7 @@ def opened(server: ComfyServer) -> Iterator[ComfyPage]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path, args=QUIET)
         try:
-            page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+            page = browser.new_page(viewport=VIEW)
             page.set_default_timeout(60_000)
             yield ComfyPage(page, server)
         finally:

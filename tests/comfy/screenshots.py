@@ -55,7 +55,7 @@ def photograph(page: ComfyPage) -> None:
         make_small(page)
         for node_type, values in WELL_SEEN.items():
             page.set_widgets(node_type, values)
-        page.server.wait(page.press_run())
+        page.run()
         page.show()
         number = path.stem.split()[1]
         if number in README_SHOWS:

@@ -43,7 +43,7 @@ def test_a_template_opens_and_runs(page: ComfyPage, title: str, tmp_path: Path) 
     assert page.nodes()
     assert not [node for node in page.nodes() if node["unknown"] or node["failed"]]
     make_small(page)
-    page.server.wait(page.press_run())
+    page.run()
     page.show()
     page.picture().save(tmp_path / f"{title}.png")  # for whoever looks why it is red
     for node in page.nodes():

@@ -206,6 +206,7 @@ print(*load_photo(Path({str(path)!r})).shape)
         ("vision_config", "image_size", 65_536),
         ("vision_config", "hidden_size", 2**40),
         ("text_config", "vocab_size", -1),
+        ("text_config", "num_hidden_layers", 4096),
         ("vision_config", "hidden_act", "none"),
         ("vision_config", "dtype", "fat32"),
         ("text_config", "initializer_range", -1.0),
@@ -240,11 +241,25 @@ def test_an_upscaler_with_a_name_that_is_nearly_right(tmp_path: Path, change: tu
     refuses(lambda: load_descriptor(tmp_path / "a.safetensors"), "not the layers that its architecture should have")
 
 
-def test_a_diffusers_folder_with_more_layers_than_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("part", "setting"), [("unet", "transformer_layers_per_block"), ("vae", "layers_per_block")])
+@pytest.mark.parametrize(
+    ("count", "match"), [(3, "not a whole diffusers folder"), (4096, "and there are [0-9]+ weights")]
+)
+def test_a_diffusers_folder_with_more_layers_than_weights(
+    tmp_path: Path, part: str, setting: str, count: int, match: str
+) -> None:
+    """Thousands of them would be made one by one, and each be told of, before any is missed."""
     [files] = diffusers_files()
-    config = json.loads(files["unet/config.json"])
-    config["layers_per_block"] = 3
-    for name, data in {**files, "unet/config.json": json.dumps(config).encode()}.items():
+    config = json.loads(files[f"{part}/config.json"])
+    config[setting] = count
+    for name, data in {**files, f"{part}/config.json": json.dumps(config).encode()}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(data)
-    refuses(lambda: from_diffusers(tmp_path), "not a whole diffusers folder")
+    refuses(lambda: from_diffusers(tmp_path), match)
+
+
+def test_a_learned_word_in_numbers_of_eight_bits(tmp_path: Path) -> None:
+    """torch can convert them, and asks them nothing."""
+    vectors = torch.arange(8.0).reshape(2, 4)
+    save_file({"<subject>": vectors.to(torch.float8_e4m3fn)}, tmp_path / "a.safetensors")
+    assert torch.equal(read_embedding(tmp_path / "a.safetensors", "subject").vectors, vectors)
