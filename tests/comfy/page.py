@@ -20,9 +20,6 @@ QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 QUEUE_SECONDS = 30
 VIEW: Any = {"width": 2400, "height": 1350}  # pixels: node texts can be read in a view of a whole workflow
 PEEP: Any = {"width": 240, "height": 135}  # while it runs: painting a whole view takes as long as the nodes do
-    "width": 240,
-    "height": 135,
-}  # while it runs: to paint the whole view takes the processor as long as the nodes
 
 
 def missing() -> str:
