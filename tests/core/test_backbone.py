@@ -275,7 +275,7 @@ def test_a_diffusers_folder_of_another_model_is_refused(diffusers_folder, file, 
 )
 def test_a_diffusers_folder_that_lacks_a_file_is_refused(diffusers_folder, lost):
     (diffusers_folder / lost).unlink()
-    with pytest.raises(MagiCaptureError, match="not a whole diffusers folder|vae: holds no weights") as error:
+    with pytest.raises(MagiCaptureError, match=r"not a whole diffusers folder|vae: holds no weights") as error:
         backbone.from_diffusers(diffusers_folder)
     assert "\n" not in str(error.value)
 
