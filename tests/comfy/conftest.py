@@ -33,7 +33,7 @@ def server(
     """A running server with the pack and `sd15-small.safetensors`."""
     tree: Tree = request.param
     give_back()
-    server = ComfyServer(tree, tmp_path_factory.mktemp(f"comfy-{tree.version}"), quick_looks=True)
+    server = ComfyServer(tree, tmp_path_factory.mktemp(f"comfy-{tree.version}"), quick=True)
     try:
         server.add_model("checkpoints", small_checkpoint)
         server.wait_until_ready()

@@ -27,7 +27,7 @@ from magicapture_core.models import models_folder
 from .trees import PACK, Tree
 
 Prompt = dict[str, dict[str, Any]]  # API form: node id -> {"class_type", "inputs"}
-QUICK_LOOKS = Path(__file__).with_name("quick_looks.py")
+QUICK = Path(__file__).with_name("quick.py")
 START_SECONDS = 180
 FLAGS = ["--cpu", "--use-pytorch-cross-attention", "--disable-api-nodes", "--listen", "127.0.0.1"]
 OPENER = request.build_opener(request.ProxyHandler({}))
@@ -85,17 +85,17 @@ def free_port() -> int:
 class ComfyServer:
     """One running server. `base` holds its models, input, output and custom_nodes with the pack linked in.
 
-    quick_looks: what a training shows of itself is sampled in one step.
+    quick: what a training shows of itself is sampled in one step, and faces are redrawn small.
     """
 
-    def __init__(self, tree: Tree, base: Path, cache: str = "classic", quick_looks: bool = False) -> None:
+    def __init__(self, tree: Tree, base: Path, cache: str = "classic", quick: bool = False) -> None:
         self.tree, self.base, self.port = tree, base, free_port()
         self.client_id = uuid.uuid4().hex
         for folder in ("custom_nodes", "input", "output", "user", "models/checkpoints", "models/loras"):
             (base / folder).mkdir(parents=True)
         (base / "custom_nodes" / "ComfyUI-MagiCapture").symlink_to(PACK, target_is_directory=True)
-        if quick_looks:
-            (base / "custom_nodes" / QUICK_LOOKS.name).symlink_to(QUICK_LOOKS)
+        if quick:
+            (base / "custom_nodes" / QUICK.name).symlink_to(QUICK)
         self.cache = cache
         self.start()
 

@@ -23,7 +23,7 @@ ACTS = ("cancels", "frees", "kills")
 
 class Killed:
     def __init__(self, whole: Path) -> None:
-        self.server = ComfyServer(find_trees()[0][-1], whole, quick_looks=True)
+        self.server = ComfyServer(find_trees()[0][-1], whole, quick=True)
         self.server.add_model("checkpoints", make_checkpoint(whole / CHECKPOINT, "small"))
         atexit.register(self.server.stop)
         self.server.wait_until_ready()
