@@ -27,6 +27,6 @@ class Killed:
         return counted
 
     def one_life(self, folder: Path, moments: random.Random, before: int) -> Life:
-        if moments.random() < 0.5:
+        if before == NUM_STEPS or moments.random() < 0.5:
             return live(train, folder, kill_at=moments.randint(1, self.touches))
         return live(train, folder, seconds_after=(moments.randint(before + 1, NUM_STEPS), moments.uniform(0, 0.2)))
