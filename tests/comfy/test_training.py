@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 import time
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
+import pytest
 from PIL import Image
 from safetensors import safe_open
 
 from .journeys import CHECKPOINT, defaults, node, stock, training
 from .server import ComfyServer, Events, Prompt, Run
 from .test_pack import text_to_image
+from .trees import PACK
 
 STEP = re.compile(r"step (\d+) of (\d+)")
 TRAIN, REPORT = "8", "7"
+SAMPLES = PACK / "magicapture_core" / "tiny" / "samples"
+PHOTO = "me/one.png"  # in the input folder
 
 
 def loras(server: ComfyServer, name: str) -> list[str]:
@@ -30,70 +34,76 @@ def steps_seen(events: Events) -> list[int]:
     return [int(found[1]) for text in events.texts if (found := STEP.search(text))]
 
 
-def test_a_training_and_its_second_queue(server: ComfyServer) -> None:
-    """Bar, sample picture, text; files that name themselves; at once when nothing changed, anew when a mask did."""
-    before = text_to_image(server, "a cat")
+@dataclass(frozen=True)
+class Trained:
+    """A training of a photo in the input folder, as it was queued first. plain: a stock picture before it."""
+
+    prompt: Prompt
+    run: Run
+    events: Events
+    plain: np.ndarray
+
+
+@pytest.fixture(scope="module")
+def trained(server: ComfyServer) -> Trained:
+    plain = text_to_image(server, "a cat")
+    with Image.open(SAMPLES / "person_1.jpg") as photo:
+        server.add_image(photo.convert("RGB"), PHOTO)
     prompt = training(server.object_info(), "kept")
+    prompt["2"]["inputs"]["folder"] = "me"
     with server.listen() as events:
         run = server.run(prompt)
-    assert len(events.previews) == 1
-    assert min(events.previews[0].size) >= 64
-    assert steps_seen(events)[-1] == 3
-    assert "Estimated before the start" in report(run)
-    assert len(server.images(run, TRAIN)) == 1
+    return Trained(prompt, run, events, plain)
+
+
+def test_a_training_tells_shows_and_names_itself(server: ComfyServer, trained: Trained) -> None:
+    """Bar, sample picture, text, and files; the model of the others stays as it was."""
+    assert len(trained.events.previews) == 1
+    assert min(trained.events.previews[0].size) >= 64
+    assert steps_seen(trained.events)[-1] == 3
+    assert "Estimated before the start" in report(trained.run)
+    assert len(server.images(trained.run, TRAIN)) == 1
     assert loras(server, "kept") == ["kept.safetensors"]
     with safe_open(server.base / "models" / "loras" / "kept.safetensors", "np") as file:
         assert file.metadata()["magicapture.format"] == "1"
         assert file.metadata()["modelspec.architecture"].startswith("stable-diffusion-v1")
         assert str(server.base) not in "".join(file.metadata().values())
-    assert (text_to_image(server, "a cat") == before).all()
-
-    server.free()
-    with server.listen() as events:
-        again = server.run(prompt)
-    assert "Nothing has changed" in report(again)
-    assert not steps_seen(events)
-    assert loras(server, "kept") == ["kept.safetensors"]
-
-    changed = training(server.object_info(), "kept")
-    changed["4"]["inputs"]["grow"] = 3
-    assert "Nothing has changed" not in report(server.run(changed))
-    assert loras(server, "kept") == ["kept.safetensors", "kept_2.safetensors"]
-
-    (server.base / "models" / "loras" / "kept_2.safetensors").unlink()
-    assert "Nothing has changed" not in report(server.run(changed))
-    assert len(loras(server, "kept")) == 2
+    assert (text_to_image(server, "a cat") == trained.plain).all()
 
 
-def test_the_lora_socket_fits_the_stock_loader(server: ComfyServer) -> None:
+def test_the_lora_socket_fits_the_stock_loader(server: ComfyServer, trained: Trained) -> None:
     """Core's Load LoRA Model takes the training's output as it is, and the picture changes."""
     info, seen = server.object_info(), len(server.log())
-    prompt = training(info, "socket")
     loader = node("LoraModelLoader", **defaults(info, "LoraModelLoader") | {"model": ["1", 0], "lora": [TRAIN, 1]})
     loader["inputs"]["strength_model"] = 100.0  # three steps move little
-    patched = server.run(prompt | {"30": loader} | stock(["30", 0], ["1", 1], "a cat"))
-    plain = server.run(prompt | stock(["1", 0], ["1", 1], "a cat"))
+    patched = server.run(trained.prompt | {"30": loader} | stock(["30", 0], ["1", 1], "a cat"))
+    plain = server.run(trained.prompt | stock(["1", 0], ["1", 1], "a cat"))
     pictures = [np.asarray(server.images(run, "19")[0].convert("RGB"), dtype=np.int16) for run in (patched, plain)]
     assert np.abs(pictures[0] - pictures[1]).max() > 2
     assert "not loaded" not in server.log()[seen:].lower()
 
 
-def test_one_pixel_trains_anew(server: ComfyServer) -> None:
-    """A photo in the input folder, the same photo with one other pixel, and the first one again from its own name."""
-    samples = Path(__file__).parents[2] / "magicapture_core" / "tiny" / "samples"
-    with Image.open(samples / "person_1.jpg") as photo:
-        picture = photo.convert("RGB")
-    server.add_image(picture, "me/one.png")
-    prompt = training(server.object_info(), "pixel")
-    prompt["2"]["inputs"]["folder"] = "me"
-    assert "Nothing has changed" not in report(server.run(prompt))
+def test_a_second_queue_trains_anew_where_something_changed(server: ComfyServer, trained: Trained) -> None:
+    """At once when nothing did; anew when one pixel of a photo did, under its old name, and when the file is gone."""
     server.free()
-    assert "Nothing has changed" in report(server.run(prompt))
+    with server.listen() as events:
+        again = server.run(trained.prompt)
+    assert "Nothing has changed" in report(again)
+    assert not steps_seen(events)
+    assert loras(server, "kept") == ["kept.safetensors"]
+
+    with Image.open(server.base / "input" / PHOTO) as picture:
+        picture.load()
     middle = (picture.width // 2, picture.height // 2)
     red, *others = picture.getpixel(middle)  # pyright: ignore[reportGeneralTypeIssues]
     picture.putpixel(middle, ((red + 128) % 256, *others))
-    server.add_image(picture, "me/one.png")
-    assert "Nothing has changed" not in report(server.run(prompt))
+    server.add_image(picture, PHOTO)
+    assert "Nothing has changed" not in report(server.run(trained.prompt))
+    assert loras(server, "kept") == ["kept.safetensors", "kept_2.safetensors"]
+
+    (server.base / "models" / "loras" / "kept_2.safetensors").unlink()
+    run, _ = cancel_after(server, trained.prompt, step=1)
+    assert run.interrupted
 
 
 def test_cancel_stops_within_a_step_and_goes_on(server: ComfyServer) -> None:

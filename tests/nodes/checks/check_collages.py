@@ -90,7 +90,7 @@ def check_its_weights_say_the_same_as_in_comfyui(pack, loaded):
 
 @newest_alone
 def check_both_take_turns_and_stay_as_they_are(pack, loaded):
-    """The report tells each mode; a cancel among the collages goes on bit for bit; the same again is kept."""
+    """The report tells each mode; the same again is kept; other landmarks train anew."""
     import comfy.model_management
 
     node = module(pack, "nodes.train").TrainMagiCaptureLoRA.PREPARE_CLASS_CLONE(None)
@@ -99,7 +99,7 @@ def check_both_take_turns_and_stay_as_they_are(pack, loaded):
     sockets = {"skeleton_control_net": nets[0], "landmark_control_net": nets[1]}
     before, models = [condition(net) for net in nets], as_bytes(loaded)
     given = given_with(pack, loaded, "turns", **sockets)
-    artifact, *_, report = node.execute(**given).args
+    report = node.execute(**given).args[-1]
     lines = report.split("\n")
     for mode in ("skeleton", "landmark", "zoom"):
         assert any(line.startswith(f"clone phase, {mode}: 1 steps, reconstruction ") for line in lines), report
@@ -116,12 +116,6 @@ def check_both_take_turns_and_stay_as_they_are(pack, loaded):
     with Steps(cancel_at=1) as steps, contextlib.suppress(comfy.model_management.InterruptProcessingException):
         node.execute(**(given | {"landmark_style": "mediapipe"}))
     assert steps.seen
-
-    with Steps(cancel_at=4), contextlib.suppress(comfy.model_management.InterruptProcessingException):
-        node.execute(**(given | {"name": "torn"}))
-    again, *_, report = node.execute(**(given | {"name": "torn"})).args
-    assert "gone on from step 4" in report, report
-    assert all(torch.equal(again.lora[key], weight) for key, weight in artifact.lora.items())
 
 
 @newest_alone
