@@ -19,11 +19,13 @@ from .diir import command as diir_command
 from .evaluate import command as evaluate_command
 from .fleet import command as fleet_command
 from .group import command as group_command
+from .memory import is_out_of_memory
 from .sefi import command as sefi_command
 from .terminal import Command
 from .types import Dismissed, MagiCaptureError, Side
 
 CANCELLED, BAD_INPUT = 130, 2
+OUT_OF_MEMORY = "out of memory: close what else uses it, ask for fewer or smaller pictures, or give --device cpu"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,6 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = arguments.run(arguments)
     except (MagiCaptureError, OSError) as error:
         print(f"magicapture {arguments.command}: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"magicapture {arguments.command}: {OUT_OF_MEMORY}", file=sys.stderr)
         return BAD_INPUT
     except (KeyboardInterrupt, train_command.Cancelled) as stopped:
         print(f"magicapture {arguments.command}: cancelled. {stopped}".rstrip(), file=sys.stderr)

@@ -173,7 +173,7 @@ class InversionConfig(PhaseConfig):
 
     num_steps: int = Field(default=1200, ge=0, le=100_000, description="Optimizer steps of phase 1, textual inversion.")
     token_learning_rate: float = Field(
-        default=5e-4, ge=0, le=0.1, description="Learning rate of the learned words in phase 1."
+        default=5e-4, gt=0, le=0.1, description="Learning rate of the learned words in phase 1."
     )
     weight_decay: float = Field(default=0.0, ge=0, le=1, description="AdamW's weight decay in phase 1.")
     pull_norm: bool = Field(

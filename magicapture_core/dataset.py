@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 class EncodedPortraits:
     """The photos of one concept in latent space. The leading 2 is the mirror: 0 as it is, 1 flipped.
 
-    mean, std: [2,N,C,h,w] of the VAE's posterior, unscaled. face_masks: [2,N,1,h,w], attention_masks: [2,N,1,h',w'],
-    binary, 1 = face, by area average (h' = h / attention_downscale). landmarks: [2,N,5,2] in pixels, NaN where unknown.
+    mean, std: [2,N,C,h,w] of the VAE's posterior, unscaled; [1,N,C,h,w] where nothing is ever flipped. face_masks:
+    [2,N,1,h,w], attention_masks: [2,N,1,h',w'], binary, 1 = face, by area average (h' = h / attention_downscale).
+    landmarks: [2,N,5,2] in pixels, NaN where unknown.
     """
 
     mean: Tensor
@@ -283,19 +284,20 @@ def posterior(vae: Any, image: Tensor) -> tuple[Tensor, Tensor]:
     return latents.mean.float().cpu(), latents.std.float().cpu()
 
 
-def encode_images(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
-    """images [N,3,H,W] -> mean and std of the VAE's posterior, [2,N,C,h,w] each, unscaled; 0 as it is, 1 flipped."""
+def encode_images(vae: Any, images: Tensor, flip: bool) -> tuple[Tensor, Tensor]:
+    """images [N,3,H,W] -> mean and std of the VAE's posterior, [1,N,C,h,w] each, unscaled, as they are; with `flip`
+    [2,N,C,h,w], the second flipped."""
     mean: list[Tensor] = []
     std: list[Tensor] = []
-    for mirrored in (False, True):
+    for mirrored in (False, True)[: 1 + flip]:
         for image in images.split(1):  # one at a time: a full-size encode is the run's largest tensor
             for part, values in zip((mean, std), posterior(vae, image.flip(-1) if mirrored else image), strict=True):
                 part.append(values)
-    return torch.cat(mean).unflatten(0, (2, -1)), torch.cat(std).unflatten(0, (2, -1))
+    return torch.cat(mean).unflatten(0, (1 + flip, -1)), torch.cat(std).unflatten(0, (1 + flip, -1))
 
 
 def _encode(backbone: Backbone, portraits: Portraits, config: TrainConfig) -> EncodedPortraits:
-    mean, std = encode_images(backbone.vae, portraits.images)
+    mean, std = encode_images(backbone.vae, portraits.images, config.flip)
     size = (mean.shape[-2], mean.shape[-1])
     divisor = config.loss.attention_downscale
     masks = torch.stack([portraits.masks, portraits.masks.flip(-1)]).float().cpu()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,7 @@ def estimate(opened: AbstractContextManager[TrainingRun]) -> Estimate:
     elsewhere it is counted: weights, 16 bytes a trained number under AdamW, and the activations that a pass keeps.
     """
     with opened as run:
+        is_measured = run.device.type == "cuda"
         num_items = {phase: len(run.crew.share(run.items(phase, 0))) for phase in run.phases}
         phase = run.dearest_phase
         batches = _a_group(run, phase)
@@ -49,23 +50,23 @@ def estimate(opened: AbstractContextManager[TrainingRun]) -> Estimate:
         run.begin(phase, {}, midway=False)
         fixed = [weight for part in parts for weight in part.parameters() if not weight.requires_grad]
         frozen = sum(weight.numel() * weight.element_size() for weight in fixed)
-        if run.device.type == "cuda":
+        if is_measured:
             torch.cuda.reset_peak_memory_stats(run.device)
         float(run.backward(batches[0], phase, share=1.0).sum())  # reading it waits for the device
         started = time.perf_counter()
         for batch in batches:
-            with _kept_bytes() as kept:
+            with nullcontext({}) if is_measured else _kept_bytes() as kept:
                 float(run.backward(batch, phase, share=1.0).sum())
             kept_bytes = max(kept_bytes, sum(kept.values()))
         seconds = (time.perf_counter() - started) / sum(len(batch.timesteps) for batch in batches)  # an item
         trainable = sum(parameter.numel() for parameter in run.trainable())
         remembered = trainable * STATE_BYTES[run.config.optimizer]  # from the first step on, which this is not
-        counted = frozen + trainable * BYTES_PER_TRAINABLE + remembered + kept_bytes
-        measured = torch.cuda.max_memory_allocated(run.device) + remembered if run.device.type == "cuda" else 0
+        counted = frozen + trainable * BYTES_PER_TRAINABLE + kept_bytes
+        peak = torch.cuda.max_memory_allocated(run.device) if is_measured else counted
         return Estimate(
             seconds_per_step=seconds * num_items[phase],
             total_seconds=seconds * sum(run.phases[name] * num_items[name] for name in run.phases),
-            peak_bytes=measured or counted,
+            peak_bytes=peak + remembered,
         )
 
 
@@ -87,7 +88,7 @@ def _kept_bytes() -> Iterator[dict[int, int]]:
     def pack(tensor: Tensor) -> Any:
         if not isinstance(tensor, torch.nn.Parameter) and tensor.grad_fn is not None:
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+        return tensor.detach()  # itself, where it is its own function's output, would hold on to the graph for ever
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield kept

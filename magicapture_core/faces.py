@@ -248,8 +248,8 @@ def warp(images: Tensor, matrix: Tensor, size: int, *, shrink: int = 1, padding:
     steps = torch.arange(size, device=images.device, dtype=images.dtype) + 0.5
     centres = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).reshape(1, -1, 2)
     # inverted where it is, mostly on the CPU: a device would wait for all that was asked of it before
-    points = transform(centres, invert(matrix).to(images, non_blocking=True))
-    grid = points / points.new_tensor([width, height]) * 2 - 1
+    across = invert(matrix) / matrix.new_tensor([[width], [height]])  # to shares of the picture
+    grid = transform(centres, across.to(images, non_blocking=True)) * 2 - 1
     grid = grid.reshape(len(images), size, size, 2)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode=padding, align_corners=False)
 

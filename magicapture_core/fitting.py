@@ -24,7 +24,7 @@ from .kept import Kept, Result, Told
 from .memory import is_out_of_memory
 from .run import AnyRun, RunConfig, State, TrainStep, advance, go_back_to
 from .sharing import add_preview
-from .types import MagiCaptureError
+from .types import Dismissed, MagiCaptureError
 from .watch import Look, Watch
 
 if TYPE_CHECKING:
@@ -101,7 +101,8 @@ def fit(
     say: Callable[[str], None],
     crew: Crew = ALONE,
 ) -> Result:
-    """Prepare, train, look, save. The backbone is moved to the device and the configuration's precision.
+    """Prepare, train, look, save; with `resume` a finished training of the same inputs is returned as it is. The
+    backbone is moved to the device and the configuration's precision.
 
     save: puts what was made where it belongs, returns its files, the main one first. on_step may look at the live run,
     and raise whatever it likes to stop: the state is then on the disk, as it is when a loss is not a number, and the
@@ -111,8 +112,6 @@ def fit(
     each calls this with the same inputs; the first returns the result, and the others raise Dismissed.
     """
     check_name(name)
-    check_weights(method.backbone)
-    method.backbone.to(torch.device(device), resolve_dtype(method.config, torch.device(device)))
 
     def attempt(config: RunConfig) -> Result:
         fitted = replace(method, config=config)
@@ -120,9 +119,11 @@ def fit(
             opened = partial(manned, fitted.prepare(), crew)
         state, told = kept.load_state()
         crew.check_alike(len(told.history))
-        if not crew.is_first:
+        with crew.together():
+            expected = estimate(opened()) if crew.is_first else None
+        if expected is None:
             follow(opened, state, crew)
-        on_estimate(estimate(opened()))
+        on_estimate(expected)
         looking = Looking(method=fitted, watch=watch, told=told, kept=kept, say=say)
         resumed_from = len(told.history)
 
@@ -162,8 +163,18 @@ def fit(
         raise AssertionError("a state of the last step is over")
 
     with kept.locked() if crew.is_first else nullcontext():
+        finished = kept.find_result() if resume else None
+        crew.check_alike(int(finished is not None))
+        if finished and not crew.is_first:
+            raise Dismissed
+        if finished:
+            say("Nothing has changed since the last training: its result is returned.")
+            finished = replace(finished, resumed_from=len(finished.told.history))
+            return conclude(finished, kept, method.load, save, say)  # where a kill left that to do
         if not resume and crew.is_first:
             kept.drop_work()
+        check_weights(method.backbone)
+        method.backbone.to(torch.device(device), resolve_dtype(method.config, torch.device(device)))
         return within_memory(attempt, method.config, method.most_items, method.smaller, say)
 
 
@@ -235,10 +246,10 @@ def conclude(
     save: Callable[[Made], list[Path]],
     say: Callable[[str], None],
 ) -> Result:
-    """The most alike step is saved as NAME_best, where that was not the last look; each file gets its sample as a
+    """The most alike step is saved as NAME_best, where that was not the last; each file gets its sample as a
     preview, or it is told why not; what the run needed goes."""
     told = result.told
-    if told.best is not None and told.best != told.looks[-1][0] and (best := kept.find_candidate(told.best, load)):
+    if told.best is not None and told.best != len(told.history) and (best := kept.find_candidate(told.best, load)):
         name = result.files[0].stem[: NAME_LENGTH - len(BEST)] + BEST
         result = replace(result, best_files=save(replace(best, name=name)))
         kept.save_result(result)
@@ -313,11 +324,11 @@ def _kept_at_a_fault(
 
 
 def resolve_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
-    """`auto` is bf16 on a graphics card that computes in it, else fp32."""
-    if config.dtype != "auto":
-        return DTYPES[config.dtype]
-    return (
-        torch.bfloat16
-        if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        else torch.float32
-    )
+    """See `fast_dtype` for `auto`."""
+    return fast_dtype(device) if config.dtype == "auto" else DTYPES[config.dtype]
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bf16 on a graphics card that computes in it, else fp32."""
+    is_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if is_bf16 else torch.float32

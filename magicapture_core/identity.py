@@ -85,9 +85,10 @@ def align_photo(image: Tensor, landmarks: Tensor, size: int, device: torch.devic
 
 
 def align(pixel_values: Tensor, landmarks: Tensor, size: int) -> Tensor:
-    """pixel_values [1,C,H,W], landmarks [5,2] in its pixels -> [1,C,size,size], as a recogniser wants it."""
+    """pixel_values [1,C,H,W], landmarks [5,2] in its pixels, on the CPU best -> [1,C,size,size], as a recogniser wants
+    it."""
     matrix = recognition_frame(landmarks, size)
-    return warp(pixel_values, matrix[None].to(pixel_values), size, shrink=_reduction(matrix))
+    return warp(pixel_values, matrix[None], size, shrink=_reduction(matrix))
 
 
 def _reduction(matrix: Tensor) -> int:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .watch import Watch
 
 Made = TypeVar("Made")
-KEY_FORMAT = "5"  # raised when the same inputs would train differently
+KEY_FORMAT = "6"  # raised when the same inputs would train differently
 TERMS = ("reconstruction", "attention", "identity", "prior", "total")  # a row of the history
 
 
@@ -64,7 +64,8 @@ class Told:
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """A finished training. files: the LoRA or the identity, then its embeddings. best_files: the same of the most alike
-    step, where that was not the last. resumed_from: the step whose state it went on from, 0 = it began anew."""
+    step, where that was not the last. resumed_from: the step whose state it went on from, 0 = it began anew; its last
+    one where it was found finished."""
 
     key: str
     files: list[Path]

@@ -179,7 +179,7 @@ class Objective:
             )
         term, num_timesteps = torch.stack(terms), len(self._alphas_cumprod)
         if self.config.identity_weighting == "falling":
-            term = term * (1 - batch.timesteps.to(term) / num_timesteps).square()
+            term = term * (1 - batch.timesteps.to(term, non_blocking=True) / num_timesteps).square()
         return term * (num_timesteps / self.config.identity_max_timestep)
 
     def _face(self, latents: Tensor, batch: Batch, index: int) -> Tensor:

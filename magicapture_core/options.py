@@ -38,6 +38,10 @@ def add_model(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", type=Path, metavar="FILE", help="an SD1.5 checkpoint (.safetensors) or diffusers folder"
     )
+    add_device(parser)
+
+
+def add_device(parser: ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; the fastest there is by default")
 
 

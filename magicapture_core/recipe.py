@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from . import artifact as artifacts
-from . import collages, fitting, kohya
+from . import collages, kohya
 from .artifact import Artifact, check_name
 from .class_images import class_images
 from .collages import Controls
@@ -149,12 +149,6 @@ class MagiCapture(Method[Run, Artifact]):
 
     def load(self, file: Path) -> Artifact:
         return artifacts.load(file)
-
-
-def conclude(result: Result, kept: Kept, save: Callable[[Artifact], list[Path]], say: Callable[[str], None]) -> Result:
-    """What `fit` does last, for a kept result where a kill left that to do."""
-    with kept.locked():
-        return fitting.conclude(result, kept, artifacts.load, save, say)
 
 
 def views(dataset: Dataset, config: TrainConfig) -> list[View]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from . import options
 from .face_outcomes import MAX_LIKENESS_LOSS
-from .terminal import Result, read_likeness
+from .terminal import Result, pick_device, read_likeness
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -33,6 +33,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="a restored face takes the colours of the face that it replaces (on)",
     )
     options.add_comparison(parser)
+    options.add_device(parser)
     parser.add_argument(
         "--max-likeness-loss",
         type=float,
@@ -55,8 +56,9 @@ def restore(arguments: Namespace) -> Result:
     if arguments.restorer or arguments.upscaler:
         check_suffix(arguments.output.name)
     image = load_photo(arguments.input)
-    restorer = load_restorer(arguments.restorer) if arguments.restorer else None
-    upscaler = load_upscaler(arguments.upscaler) if arguments.upscaler else None
+    device = pick_device(arguments.device)
+    restorer = load_restorer(arguments.restorer, device) if arguments.restorer else None
+    upscaler = load_upscaler(arguments.upscaler, device) if arguments.upscaler else None
     if restorer and arguments.fidelity is not None:
         restorer = restorer.with_fidelity(arguments.fidelity)
     guard = _guard(arguments)

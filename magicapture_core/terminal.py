@@ -97,12 +97,14 @@ def find_crew(device: str | None) -> Crew:
     return join_crew(device) if is_launched() else Crew(device=torch.device(pick_device(device)))
 
 
-def read_model(arguments: Namespace) -> Backbone:
-    """The base model, on the device that was asked for."""
+def read_model(arguments: Namespace, *, is_exact: bool = False) -> Backbone:
+    """The base model, on the device that was asked for; in fp32 where it is to be exact, else as fast as it goes."""
     import torch
 
-    backbone = read_backbone(arguments.checkpoint)
-    backbone.to(torch.device(pick_device(arguments.device)), torch.float32)
+    from .fitting import fast_dtype
+
+    backbone, device = read_backbone(arguments.checkpoint), torch.device(pick_device(arguments.device))
+    backbone.to(device, torch.float32 if is_exact else fast_dtype(device))
     return backbone
 
 

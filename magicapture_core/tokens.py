@@ -90,12 +90,20 @@ class Vocabulary:
         )
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts -> input_ids [B,T]: start, text, end, padding, cut to T as the text encoder wants it."""
+        """Prompts -> input_ids [B,T]: start, text, end, padding, as many as the text encoder reads.
+
+        Raises MagiCaptureError for a longer one: what lies beyond would have no say in the picture.
+        """
         tokenizer = self.tokenizer
         length, end = tokenizer.model_max_length, tokenizer.eos_token_id
         rows = []
         for prompt in prompts:
-            text = [*self._text_ids(prompt)][: length - 2]
+            text = [*self._text_ids(prompt)]
+            if len(text) > length - 2:
+                raise MagiCaptureError(
+                    f"the prompt has {len(text)} tokens, and the text encoder reads {length - 2}: shorten "
+                    f"{prompt[:60]!r}..."
+                )
             padding = [tokenizer.pad_token_id] * (length - 2 - len(text))
             rows.append([tokenizer.bos_token_id, *text, end, *padding])
         return torch.tensor(rows)

@@ -284,7 +284,7 @@ class Attendant:
 
     def _stop_if_asked(self) -> None:
         if self._stopped():
-            raise Cancelled("The state of the last step is kept; the same command with --resume goes on")
+            raise Cancelled("Every step that was done is kept; the same command with --resume goes on from there")
 
 
 @contextmanager

@@ -175,7 +175,6 @@ def craft() -> Craft[SefiIdentity]:
     return Craft(
         result_key=recipe.result_key,
         personalize=recipe.personalize,
-        conclude=recipe.conclude,
         save=save,
         load=read_back,
         is_whole=is_whole,

@@ -178,7 +178,6 @@ def craft(controls: Controls) -> Craft[Artifact]:
     return Craft(
         result_key=partial(result_key, more=collages.tensors(controls)),
         personalize=partial(recipe.personalize, controls=controls),
-        conclude=recipe.conclude,
         save=save,
         load=read_back,
         is_whole=is_whole,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -93,13 +93,12 @@ def fingerprint(name: str, train_again: bool) -> Any:
 class Craft(Generic[Made]):
     """What one of them has of its own.
 
-    result_key, personalize, conclude: its recipe in the core. save: what was made -> its files in this ComfyUI's
+    result_key, personalize: its recipe in the core. save: what was made -> its files in this ComfyUI's
     folders, the main one first. load: from them. is_whole: whether they hold what was made.
     """
 
     result_key: Callable[..., str]
     personalize: Callable[..., Result]
-    conclude: Callable[..., Result]
     save: Callable[[Made], Sequence[Path]]
     load: Callable[[Sequence[Path]], Made]
     is_whole: Callable[[Made, Sequence[Path]], bool]
@@ -154,29 +153,24 @@ def train(
         on_sampling=progress.sampling,
     )
     progress.key = craft.result_key(backbone, photos, config, recogniser, watch)
-    kept = Kept(progress.folder, progress.key)
-    result = None if train_again else kept.find_result()
-    if result:
-        result = craft.conclude(result, kept, craft.save_and_check, progress.say)  # where a kill left that to do
-        progress.say("Nothing has changed since the last training: its result is returned.")
-    else:
-        with card_for(backbone, recogniser, networks) as device:
-            result = craft.personalize(
-                backbone,
-                photos,
-                config,
-                name=name,
-                folder=progress.folder,
-                save=craft.save_and_check,
-                key=progress.key,
-                recogniser=recogniser,
-                device=device,
-                resume=not train_again,
-                on_estimate=progress.estimated,
-                on_step=progress.stepped,
-                watch=watch,
-                say=progress.say,
-            )
+    is_done = not train_again and Kept(progress.folder, progress.key).find_result() is not None
+    with nullcontext("cpu") if is_done else card_for(backbone, recogniser, networks) as device:
+        result = craft.personalize(
+            backbone,
+            photos,
+            config,
+            name=name,
+            folder=progress.folder,
+            save=craft.save_and_check,
+            key=progress.key,
+            recogniser=recogniser,
+            device=device,
+            resume=not train_again,
+            on_estimate=progress.estimated,
+            on_step=progress.stepped,
+            watch=watch,
+            say=progress.say,
+        )
     return Trained(
         made=craft.load(result.files),
         samples=progress.samples(),
@@ -223,11 +217,12 @@ def _closing_lines(result: Result, folder: Path) -> list[str]:
     from ..magicapture_core.artifact import PREVIEW
     from ..magicapture_core.watch import describe
 
-    resumed = f", gone on from step {result.resumed_from}" if result.resumed_from else ""
+    num_steps = len(result.told.history)
+    resumed = f", gone on from step {result.resumed_from}" if 0 < result.resumed_from < num_steps else ""
     likeness = describe(result.told.looks)
     previews = [files[0].with_suffix(PREVIEW) for files in (result.files, result.best_files) if files]
     return [
-        f"{len(result.told.history)} steps{resumed}",
+        f"{num_steps} steps{resumed}",
         *([likeness] if likeness else []),
         *(f"Written and read back: {file}" for file in (*result.files, *result.best_files)),
         *(f"Preview picture for model managers: {file}" for file in previews if file.is_file()),

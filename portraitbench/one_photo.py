@@ -340,7 +340,7 @@ def trained(run: Run) -> Tensor:
 def train_words(run: Run) -> Tensor:
     """[S,2,C], by the core's trainer."""
     backbone, config = the_bench().backbone, run.config
-    mean, std = encode_images(backbone.vae, to_arrays([photos(run).trained]).tensor())
+    mean, std = encode_images(backbone.vae, to_arrays([photos(run).trained]).tensor(), config.flip)
     encoded = EncodedPhotos(mean=mean, std=std, scaling_factor=backbone.vae.config.scaling_factor)
     with closing(train(backbone, encoded, config)) as steps:
         *_, token = (step.run.token() for step in steps if step.step == step.num_steps)

@@ -40,20 +40,17 @@ def train(folder: Path, said: Connection, kill_at: int | None) -> None:
         said.send(("saved", touches()))
         return files
 
-    if finished := kept.find_result():
-        recipe.conclude(finished, kept, save, print)
-    else:
-        recipe.personalize(
-            backbone,
-            photos,
-            config,
-            name="someone",
-            folder=kept.folder,
-            key=kept.key,
-            save=save,
-            on_step=lambda step: said.send(("step", step.step)),
-            watch=looking,
-        )
+    recipe.personalize(
+        backbone,
+        photos,
+        config,
+        name="someone",
+        folder=kept.folder,
+        key=kept.key,
+        save=save,
+        on_step=lambda step: said.send(("step", step.step)),
+        watch=looking,
+    )
     said.send(("done", touches()))
 
 

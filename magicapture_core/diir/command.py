@@ -78,7 +78,7 @@ def restore_identity(arguments: Namespace) -> Result:
     size = (image.shape[1], image.shape[2])
     region = resize(load_mask(arguments.mask)[None], size)[0] if arguments.mask else None
     prompt = fill_personal(arguments.prompt or PERSONAL_PROMPT, artifact, identity)
-    backbone = read_model(arguments)
+    backbone = read_model(arguments, is_exact=True)  # the way back is to end where the way there began
     total = 2 * (len(walk.sigmas(backbone.noise_scheduler.alphas_cumprod)) - 1)
     control = read_control(arguments, backbone, detector, is_shown)
     fates = choose(faces, region, arguments.face_index)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import options
 from ..terminal import Result, progress
 from ..types import MagiCaptureError
 
@@ -42,7 +43,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="evaluation.md, evaluation.json and worst.png"
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; the fastest there is by default")
+    options.add_device(parser)
 
 
 def evaluate(arguments: Namespace) -> Result:

@@ -99,8 +99,6 @@ def train(job: Job, place: Place, report: Report) -> Result:
     def save(made: Artifact) -> list[Path]:
         return save_anew(made, place.work)
 
-    if finished := kept.find_result():
-        return recipe.conclude(finished, kept, save, lambda text: None)
     state = None
 
     def stepped(step: TrainStep[Any]) -> None:
@@ -141,6 +139,7 @@ def make_pictures(job: Job, lora: Path, place: Place, report: Report) -> list[Pa
     import torch
 
     from .. import artifact as artifacts
+    from ..fitting import fast_dtype
     from ..images import save_image
     from ..sampler import generate
     from ..terminal import pick_device, read_backbone
@@ -151,8 +150,8 @@ def make_pictures(job: Job, lora: Path, place: Place, report: Report) -> list[Pa
     missing = [group for group in groups if not all(file.is_file() for file in group)]
     if not missing:
         return files
-    artifact, backbone = artifacts.load(lora), read_backbone(job.checkpoint)
-    backbone.to(torch.device(pick_device(None)), torch.float32)
+    artifact, backbone, device = artifacts.load(lora), read_backbone(job.checkpoint), torch.device(pick_device(None))
+    backbone.to(device, fast_dtype(device))
     for group in missing:
         images = generate(
             backbone,

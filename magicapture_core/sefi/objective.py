@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EncodedPhotos:
-    """The photos in latent space; mean, std: [2,N,C,h,w] of the VAE's posterior, unscaled, as they are and mirrored.
+    """The photos in latent space; mean, std: [2,N,C,h,w] of the VAE's posterior, unscaled, as they are and mirrored;
+    [1,N,C,h,w] where nothing is ever mirrored.
 
     likeness: what a look is compared with; None without a recogniser. The loss does not know it.
     """

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .. import fitting
 from ..artifact import check_name
 from ..crew import ALONE, Crew
 from ..dataset import encode_images
@@ -107,7 +106,7 @@ class Sefi(Method[SefiRun, SefiIdentity]):
         return "resolution"
 
     def prepare(self) -> Callable[[], AbstractContextManager[SefiRun]]:
-        photos = encode(self.backbone, self.portraits, self.recogniser)
+        photos = encode(self.backbone, self.portraits, self.config.flip, self.recogniser)
         return partial(open_run, self.backbone, photos, self.config)
 
     def look(self, run: SefiRun, watch: Watch, step: int) -> Look:
@@ -123,17 +122,9 @@ class Sefi(Method[SefiRun, SefiIdentity]):
         return identities.load(file)
 
 
-def conclude(
-    result: Result, kept: Kept, save: Callable[[SefiIdentity], list[Path]], say: Callable[[str], None]
-) -> Result:
-    """What `fit` does last, for a kept result where a kill left that to do."""
-    with kept.locked():
-        return fitting.conclude(result, kept, identities.load, save, say)
-
-
-def encode(backbone: Backbone, portraits: Portraits, recogniser: Recogniser | None = None) -> EncodedPhotos:
-    """The photos through the VAE, as they are and mirrored; with a recogniser, their faces through that."""
-    mean, std = encode_images(backbone.vae, portraits.images)
+def encode(backbone: Backbone, portraits: Portraits, flip: bool, recogniser: Recogniser | None = None) -> EncodedPhotos:
+    """The photos through the VAE, with `flip` mirrored as well; with a recogniser, their faces through that."""
+    mean, std = encode_images(backbone.vae, portraits.images, flip)
     likeness = Likeness.of(recogniser, {SUBJECT: portraits}, backbone.vae.device) if recogniser else None
     return EncodedPhotos(mean=mean, std=std, scaling_factor=backbone.vae.config.scaling_factor, likeness=likeness)
 

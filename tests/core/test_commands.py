@@ -188,6 +188,31 @@ def test_out_of_memory_is_one_line_with_a_state_that_resume_goes_on_from(photos,
     assert "resumed_from_step: 2\n" in said.out
 
 
+def test_out_of_memory_while_sampling_is_one_line(photos, tmp_path, capsys):
+    def run_out(module, inputs):
+        if type(module).__name__ == "UNet2DConditionModel":
+            raise torch.OutOfMemoryError("no GPU has this much")
+
+    assert main(train_arguments(photos, tmp_path, *STEPS)) == 0
+    capsys.readouterr()
+    with register_module_forward_pre_hook(run_out):
+        assert main(["generate", "--lora", str(tmp_path / "someone.safetensors"), "--output", str(tmp_path)]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("magicapture generate: out of memory: ")
+
+
+def test_resumed_once_more_a_finished_training_is_told_and_left_as_it_is(photos, tmp_path, capsys):
+    arguments = train_arguments(photos, tmp_path, *STEPS, "--json")
+    assert main(arguments) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert main([*arguments, "--resume"]) == 0
+    said = capsys.readouterr()
+    again = json.loads(said.out)
+    assert again == first | {"resumed_from_step": first["steps"]}
+    assert "Nothing has changed since the last training" in said.err
+    assert not list(tmp_path.glob("someone_2*"))
+
+
 def test_settings_come_from_preset_then_file_then_flags(tmp_path):
     toml = tmp_path / "run.toml"
     toml.write_text("seed = 5\naccumulate = 2\n[tuning]\nnum_steps = 10\nlora_learning_rate = 2e-4\n")
@@ -409,6 +434,14 @@ def test_what_restore_cannot_compare_is_one_line(finishing, capsys, monkeypatch,
     said = capsys.readouterr().err
     assert named in said
     assert said.count("\n") == 1
+
+
+def test_restore_runs_where_it_is_told_to(finishing, capsys):
+    """On a device without numbers nothing can be restored; and on one that is not there, what to do is said."""
+    with pytest.raises(RuntimeError, match="meta"):
+        finish(finishing, "--device", "meta")
+    assert finish(finishing, "--device", "cuda:99") == 2
+    assert "--device cuda:99: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("scale", ["0", "0.5", "-1", "nan", "inf", "much"])

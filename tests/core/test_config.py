@@ -33,6 +33,11 @@ def test_every_fault_is_named():
         parse_config({"seed": -1, "resolution": 100})
 
 
+def test_phase_1_without_a_rate_would_learn_nothing():
+    with pytest.raises(MagiCaptureError, match=r"inversion\.token_learning_rate=0"):
+        parse_config({"inversion": {"token_learning_rate": 0}})
+
+
 def test_a_task_stands_once():
     with pytest.raises(MagiCaptureError, match="each task once"):
         parse_config({"tuning": {"tasks": ["source", "source"]}})

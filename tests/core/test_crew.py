@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
+from datetime import timedelta
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ import torch
 from safetensors.torch import load_file
 from torch import distributed, nn
 
-from magicapture_core import artifact
+from magicapture_core import artifact, fitting
 from magicapture_core.__main__ import main
 from magicapture_core.backbone import tiny
 from magicapture_core.crew import ALONE, Crew, join_crew
+from magicapture_core.estimate import Estimate, estimate
 from magicapture_core.images import save_image
 from magicapture_core.kept import Result
 from magicapture_core.recipe import personalize
@@ -34,6 +36,7 @@ PHOTOS = {"subject": portraits(3), "style": portraits(3, seed=1)}
 CONFIG = small_config(accumulate=3, tuning={"num_steps": 4})
 LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1")
 LAUNCH += ("--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "-m", "magicapture_core")
+PATIENCE = timedelta(minutes=5)  # with one that waits for the other in vain
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo meets by other means on Windows")
 
 
@@ -45,7 +48,9 @@ def in_two_processes(run: Callable[[Crew, Path], object], folder: Path) -> None:
 
 def _member(rank: int, run: Callable[[Crew, Path], object], folder: Path) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=PATIENCE
+    )
     run(Crew(rank=rank, size=2), folder)
 
 
@@ -104,12 +109,30 @@ def test_asked_to_end_it_leaves_a_state_that_one_process_goes_on_from(tmp_path: 
         assert read, said
     process.send_signal(signal.SIGTERM)
     said += process.communicate(timeout=60)[1]
-    assert said.count(b"magicapture train: cancelled. The state of the last step is kept") == 1, said
+    assert said.count(b"magicapture train: cancelled. Every step that was done is kept") == 1, said
     (state,) = (tmp_path / "out").glob("magicapture/someone/state-*.safetensors")
     reached = int(load_file(state)["step"])
     assert 2 < reached < 11
     assert main([*arguments, "--resume"]) == 0
     assert json.loads(capsys.readouterr().out)["resumed_from_step"] == reached
+
+
+def learn_with_a_smaller_estimate(crew: Crew, folder: Path) -> None:
+    tries = []
+
+    def too_much_at_first(opened: Any) -> Estimate:
+        tries.append(opened)
+        if len(tries) == 1:
+            raise torch.OutOfMemoryError("no GPU has this much")
+        return estimate(opened)
+
+    fitting.estimate = too_much_at_first
+    learn_together(crew, folder)
+    assert len(tries) == (2 if crew.is_first else 0)
+
+
+def test_an_estimate_that_is_out_of_memory_makes_all_take_less(tmp_path: Path) -> None:
+    in_two_processes(learn_with_a_smaller_estimate, tmp_path)
 
 
 def pieces(crew: Crew, folder: Path) -> None:

@@ -24,6 +24,16 @@ def test_an_item_draws_the_same_alone_and_in_company(dataset):
         assert alone.prompts[0] == whole.prompts[index]
 
 
+def test_without_flips_nothing_is_encoded_mirrored():
+    photos, plain = {"subject": portraits(2), "style": portraits(2, seed=1)}, small_config(flip=False)
+    once, twice = (encode(tiny(), photos, small_config(flip=flip)) for flip in (False, True))
+    for name, side in once.concepts.items():
+        assert side.mean.shape == side.std.shape == (1, 2, 4, 16, 16)
+        assert torch.equal(side.mean[0], twice.concepts[name].mean[0])
+    items = step_items(plain, "tuning", 0)
+    assert torch.equal(once.draw(plain, items).latents, twice.draw(plain, items).latents)
+
+
 def test_a_step_holds_one_item_of_each_task_per_group():
     assert [item.task for item in step_items(small_config(), "inversion", 0)] == ["source", "reference"]
     config = small_config(accumulate=2)

@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 
 from magicapture_core import artifact, fitting, recipe
 from magicapture_core.backbone import tiny
+from magicapture_core.estimate import _kept_bytes
 from magicapture_core.images import save_image
-from magicapture_core.kept import Kept, Result, Told, forget, missing_files, result_key
+from magicapture_core.kept import TERMS, Kept, Result, Told, forget, missing_files, result_key
 from magicapture_core.marks import read_mark
 from magicapture_core.types import MagiCaptureError, Portraits
 from magicapture_core.watch import Watch
@@ -159,10 +160,12 @@ def test_one_photo_and_five_hundred(tmp_path, count):
 def test_a_stop_on_the_last_step_comes_too_late_to_lose_anything(tmp_path):
     with pytest.raises(Stop):
         personalize(tmp_path, stop_after=6)
-    key = result_key(tiny(), {"subject": SUBJECT, "style": STYLE}, small_config())
-    found = Kept(tmp_path / "work", key).find_result()
-    assert found is not None
-    assert len(found.told.history) == 6
+    said = []
+    found, steps = personalize(tmp_path, say=said.append)
+    assert not steps
+    assert said == ["Nothing has changed since the last training: its result is returned."]
+    assert len(found.told.history) == found.resumed_from == 6
+    assert [file.stem for file in found.files] == ["someone", "someone_subject", "someone_style"]
 
 
 def test_each_configuration_keeps_its_own_result(tmp_path):
@@ -298,9 +301,7 @@ def test_the_last_sample_becomes_the_preview_and_is_no_reason_to_train(tmp_path)
     assert read_mark(preview) == read_mark(next(kept.looks.iterdir())) == "generated"
     preview.unlink()
     assert missing_files(tmp_path / "work") == []
-    found = kept.find_result()
-    assert found is not None
-    recipe.conclude(found, kept, lambda made: [], pytest.fail)  # as the node does with a kept result
+    assert personalize(tmp_path, watch=Watch(every=2))[1] == []
     assert preview.read_bytes() == kept.sample(6).read_bytes()
     again, _ = personalize(tmp_path, resume=False, watch=Watch(every=2))
     assert [file.stem for file in again.files] == ["someone_2", "someone_2_subject", "someone_2_style"]
@@ -329,9 +330,9 @@ def test_the_most_alike_step_has_its_own_sample_for_a_preview(tmp_path):
     made = make_artifact(config=config.model_dump(mode="json"))
     files = list(artifact.save(made, tmp_path))
     kept.keep_candidate(4, lambda folder: artifact.save(made, folder))
-    told = Told(looks=[[4, 0.5], [6, 0.2]])
-    result = recipe.conclude(
-        Result(key=key, files=files, told=told), kept, lambda made: list(artifact.save(made, tmp_path)), pytest.fail
+    finished = Result(key=key, files=files, told=Told(history=[[0.0] * len(TERMS)] * 6, looks=[[4, 0.5], [6, 0.2]]))
+    result = fitting.conclude(
+        finished, kept, artifact.load, lambda made: list(artifact.save(made, tmp_path)), pytest.fail
     )
     assert result.best_files[0].name == "anna_best.safetensors"
     assert (tmp_path / "anna_best.preview.png").read_bytes() == kept.sample(4).read_bytes()
@@ -374,3 +375,13 @@ def test_forget_deletes_all_that_a_run_keeps_and_nothing_else(tmp_path):
     assert all(file.is_file() for file in result.files)
     with pytest.raises(MagiCaptureError, match="nothing is kept there"):
         forget(work)
+
+
+def test_an_estimate_lets_go_of_a_pass_without_a_way_back():
+    """As one is that runs out of memory. A function may keep its own output; the next try has to find it freed."""
+    with _kept_bytes() as kept:
+        output = (2 * torch.ones(3, requires_grad=True)).sigmoid()
+    assert kept[output.untyped_storage().data_ptr()] == 12
+    seen = weakref.ref(output)
+    del output
+    assert seen() is None

@@ -25,7 +25,7 @@ def backbone():
 
 @pytest.fixture(scope="module")
 def photos(backbone):
-    return encode(backbone, portraits(1))
+    return encode(backbone, portraits(1), flip=True)
 
 
 def settings(**changes):

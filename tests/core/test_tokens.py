@@ -28,11 +28,20 @@ def two_tokens(backbone):
 
 
 def test_without_placeholders_the_ids_are_the_tokenizers(backbone, two_tokens):
-    prompts = ["a photo of a person", "", "word " * 100]
+    prompts = ["a photo of a person", "", "person " * 75]
     ids = backbone.tokenizer(
         prompts, padding="max_length", truncation=True, max_length=backbone.tokenizer.model_max_length
     ).input_ids
     assert Vocabulary.of(backbone.tokenizer, two_tokens).encode(prompts).tolist() == ids
+
+
+def test_a_prompt_that_is_too_long_is_refused(backbone, two_tokens):
+    """A learned word takes as many tokens as it has vectors."""
+    vocabulary = Vocabulary.of(backbone.tokenizer, two_tokens)
+    room = backbone.tokenizer.model_max_length - 2
+    vocabulary.encode(["person " * (room - 3) + "<style>"])
+    with pytest.raises(MagiCaptureError, match=rf"has {room + 1} tokens, .* reads {room}: shorten 'person person"):
+        vocabulary.encode(["fine", "person " * (room - 2) + "<style>"])
 
 
 def test_a_placeholder_becomes_ids_of_its_own_in_their_order(backbone, two_tokens):

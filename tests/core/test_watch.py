@@ -178,6 +178,21 @@ def test_a_kill_after_any_look_loses_no_candidate(tmp_path, undisturbed, monkeyp
     assert same(lora_of(whole.best_files), lora_of(resumed.best_files))
 
 
+def test_looks_that_fail_after_the_best_cost_no_best(tmp_path, undisturbed):
+    """The last that could tell is then the most alike one, and not the last step."""
+    whole, _ = undisturbed(0)
+    best, sampled = whole.told.best, []
+
+    def fail(step, num_steps):
+        sampled.append(step)
+        if len(sampled) > best * 3 * 2:
+            raise MagiCaptureError("no more pictures")
+
+    result, _ = run(tmp_path, watch={"on_sampling": fail})
+    assert result.told.looks[-1][0] == result.told.best == best < len(result.told.history)
+    assert same(lora_of(result.best_files), lora_of(whole.best_files))
+
+
 def test_a_kill_within_the_last_look_repeats_it_and_no_step(tmp_path, undisturbed):
     """All that lies on the disk while the last step is looked at: nothing says yet that the training is finished."""
     whole, seen = undisturbed(0)

@@ -77,7 +77,7 @@ def test_an_identity_trains_in_bf16_and_goes_on_from_its_state():
     backbone = tiny()
     backbone.to(DEVICE, torch.bfloat16)
     config = SefiConfig.preset("tiny").model_copy(update={"num_steps": 4, "gradient_checkpointing": True})
-    photos = recipe.encode(backbone, portraits(1))
+    photos = recipe.encode(backbone, portraits(1), config.flip)
     before = weights(backbone.unet, backbone.text_encoder, backbone.vae)
     whole = [step.state() for step in trainer.train(backbone, photos, config)]
     learned = {name: value for name, value in whole[-1].items() if name.startswith("parameter.")}
