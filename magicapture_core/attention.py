@@ -120,13 +120,12 @@ def capture(
     """
     seen = Capture(tokens, resolutions)
     with ExitStack() as undo:
-        for name, transformer in unet.named_modules():
-            if hasattr(transformer, "transformer_blocks"):
-                _watch(seen, name, transformer, undo)
+        for name, transformer in spatial_transformers(unet).items():
+            _watch(seen, name, transformer, undo)
         yield seen.maps
 
 
-def _watch(seen: Capture, name: str, transformer: nn.Module, undo: ExitStack) -> None:
+def _watch(seen: Capture, name: str, transformer: Any, undo: ExitStack) -> None:
     """Give the cross-attention layers of one spatial transformer a capturing processor until `undo` closes."""
     size: dict[str, tuple[int, int]] = {}
 
@@ -134,7 +133,7 @@ def _watch(seen: Capture, name: str, transformer: nn.Module, undo: ExitStack) ->
         size["grid"] = (args[0].shape[2], args[0].shape[3])  # the last place that knows h and w; inside is only h * w
 
     undo.callback(transformer.register_forward_pre_hook(remember_size).remove)
-    for index, block in enumerate(transformer.transformer_blocks):  # pyright: ignore[reportArgumentType, reportCallIssue]
+    for index, block in enumerate(transformer.transformer_blocks):
         _replace(block.attn2, CapturingProcessor(seen, f"{name}.transformer_blocks.{index}.attn2", size), undo)
 
 
@@ -162,9 +161,26 @@ def compared(unet: nn.Module, largest: int) -> Iterator[dict[str, Tensor]]:
         yield terms
 
 
+def spatial_transformers(unet: Any) -> dict[str, Any]:
+    """Name -> transformer, from the input to the output. Asked for in every pass: a walk through all of the UNet's
+    modules takes longer than the launch of some of its blocks."""
+    blocks = [(f"down_blocks.{index}", block) for index, block in enumerate(unet.down_blocks)]
+    blocks.append(("mid_block", unet.mid_block))
+    blocks += [(f"up_blocks.{index}", block) for index, block in enumerate(unet.up_blocks)]
+    return {
+        f"{name}.attentions.{index}": transformer
+        for name, block in blocks
+        for index, transformer in enumerate(getattr(block, "attentions", ()))
+    }
+
+
 def cross_attentions(unet: nn.Module) -> dict[str, Any]:
-    """Name -> layer, in the UNet's order."""
-    return {name: module for name, module in unet.named_modules() if name.endswith(".attn2")}
+    """Name -> layer, from the input to the output."""
+    return {
+        f"{name}.transformer_blocks.{index}.attn2": block.attn2
+        for name, transformer in spatial_transformers(unet).items()
+        for index, block in enumerate(transformer.transformer_blocks)
+    }
 
 
 def _replace(layer: Any, processor: SplitProcessor, undo: ExitStack) -> None:
