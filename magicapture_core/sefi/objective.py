@@ -90,8 +90,8 @@ class SefiObjective:
         plain, learned = self.vocabulary.at(0)[0].encode([self.config.sentence(word) for word in words])
         if (plain < 0).any() or (learned < 0).sum() != 1 or (plain != learned).sum() != 1:
             raise MagiCaptureError(
-                f"template: {self.config.template[:60]!r} does not hold {SLOT} as a word by itself, within the "
-                f"{len(plain) - 2} tokens of a prompt; put spaces around it, or shorten the sentence"
+                f"template: {self.config.template[:60]!r} does not hold {SLOT} as a word by itself; put "
+                "spaces around it"
             )
         return plain[None]
 
