@@ -35,8 +35,8 @@ class Estimate:
 
 
 def estimate(opened: AbstractContextManager[TrainingRun]) -> Estimate:
-    """Times a group of items of the dearest phase, in which a likeness is asked for where one ever is, after a pass to
-    warm up. opened: a fresh run.
+    """Times a group of items of the dearest phase, in which a likeness is asked for where one ever is; on a graphics
+    card after a pass to warm up. opened: a fresh run.
 
     A run draws by counted randomness, so this cannot disturb another. On a graphics card the peak is measured,
     elsewhere it is counted: weights, 16 bytes a trained number under AdamW, and the activations that a pass keeps.
@@ -52,7 +52,7 @@ def estimate(opened: AbstractContextManager[TrainingRun]) -> Estimate:
         frozen = sum(weight.numel() * weight.element_size() for weight in fixed)
         if is_measured:
             torch.cuda.reset_peak_memory_stats(run.device)
-        float(run.backward(batches[0], phase, share=1.0).sum())  # reading it waits for the device
+            float(run.backward(batches[0], phase, share=1.0).sum())  # reading it waits for the device
         started = time.perf_counter()
         for batch in batches:
             with nullcontext({}) if is_measured else _kept_bytes() as kept:

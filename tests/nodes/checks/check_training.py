@@ -130,7 +130,7 @@ def check_cancel_resume_and_keep(pack, loaded):
 
 
 @newest_alone
-def check_another_photo_model_or_wish_and_a_deleted_file_train_anew(pack, loaded):
+def check_another_photo_model_or_wish_trains_anew_and_a_deleted_file_is_noticed(pack, loaded):
     import folder_paths
 
     node = module(pack, "nodes.train").TrainMagiCaptureLoRA.PREPARE_CLASS_CLONE(None)
@@ -147,7 +147,6 @@ def check_another_photo_model_or_wish_and_a_deleted_file_train_anew(pack, loaded
     marks.append(node.fingerprint_inputs(name="anew", train_again=False))
     assert marks[0] != marks[1]
     assert "anew" not in str(marks), "ComfyUI writes it into every picture that is saved"
-    assert trains(node, given)
 
 
 def trains(node, given):
