@@ -111,14 +111,20 @@ def test_packages_are_added_and_none_is_moved(environment: Path) -> None:
     assert plan == {"diffusers": "0.35.2", "peft": "0.17.0"}, told
 
 
-def test_leftovers_shadowed_packages_and_foreign_versions_stop_nothing(environment: Path) -> None:
-    site_packages = site_packages_of(environment)
-    put(environment / "first", "numpy", "1.24.0", stem="~umpy-1.24.0")  # what Windows leaves of a removal
+def test_shadowed_packages_and_foreign_versions_stop_nothing(environment: Path) -> None:
     put(environment / "first", "filelock", "3.12.0")
-    put(site_packages, "python-apt", "2.4.0 (build 1)")  # no version of PEP 440's
-    (site_packages / "nothing-1.0.dist-info").mkdir()
+    put(site_packages_of(environment), "python-apt", "2.4.0;build1")  # no version of PEP 440's
     plan, told = planned(environment)
     assert plan == {"diffusers": "0.35.2", "peft": "0.17.0"}, told
+
+
+def test_what_a_failed_removal_leaves_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "leftovers", "numpy", "1.24.0", stem="~umpy-1.24.0")
+    (tmp_path / "leftovers" / "nothing-1.0.dist-info").mkdir()
+    put(tmp_path / "packages", "Num_Py.Typing", "1.26.4")
+    put(tmp_path / "packages", "numpy", "1.26.4")
+    monkeypatch.setattr("sys.path", [str(tmp_path / "leftovers"), str(tmp_path / "packages")])
+    assert install.installed_versions() == {"num-py-typing": "1.26.4", "numpy": "1.26.4"}
 
 
 def test_a_package_that_is_too_old_is_named_and_left_until_the_user_says_so(environment: Path) -> None:
