@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
@@ -45,6 +45,17 @@ def numbers(version: str) -> list[int]:
     return list(map(int, re.findall(r"\d+", version)))
 
 
+def too_old(versions: Mapping[str, str]) -> list[str]:
+    """Which of REQUIREMENTS are there, but older than will do."""
+    there = REQUIREMENTS.keys() & versions.keys()
+    return sorted(name for name in there if numbers(versions[name]) < numbers(REQUIREMENTS[name]))
+
+
+def this_command(*movable: str) -> str:
+    """What runs this file with this Python."""
+    return subprocess.list2cmdline([sys.executable, str(PACK / "install.py"), *movable])
+
+
 def installer() -> list[str]:
     """The command that installs into this very Python; uv's environments have no pip."""
     if importlib.util.find_spec("pip"):
@@ -62,13 +73,10 @@ def install_packages(movable: Set[str] = frozenset()) -> int:
     kept = installed_versions()
     for name in map(normalised, movable):
         kept.pop(name, None)
-    this = subprocess.list2cmdline([sys.executable, str(PACK / "install.py")])
-    old = [name for name, least in REQUIREMENTS.items() if name in kept and numbers(kept[name]) < numbers(least)]
-    if old:
+    if old := too_old(kept):
         told = ", ".join(f"{name} {kept[name]} is too old ({REQUIREMENTS[name]} is needed)" for name in old)
-        print(
-            f"MagiCapture: {told} and was left alone. To upgrade it, run: {this} {' '.join(sorted({*movable, *old}))}"
-        )
+        command = this_command(*sorted({*movable, *old}))
+        print(f"MagiCapture: {told} and was left alone. To upgrade it, run: {command}")
         return 1
     constraints = [line for line in map("==".join, kept.items()) if CONSTRAINT.fullmatch(line)]
     with tempfile.TemporaryDirectory() as folder:
@@ -78,11 +86,11 @@ def install_packages(movable: Set[str] = frozenset()) -> int:
         try:
             code = subprocess.call([*installer(), *wanted, "--constraint", str(constraint_file)])
         except FileNotFoundError:
-            print(f"MagiCapture: there is neither pip nor uv. Run: {sys.executable} -m ensurepip, then {this}")
+            print(f"MagiCapture: neither pip nor uv. Run: {sys.executable} -m ensurepip, then: {this_command()}")
             return 1
     if code:
-        print(f"MagiCapture: not installed, see above. Run again: {this}")
-        print(f"MagiCapture: where an installed package stands in the way, let it move by its name: {this} NAME")
+        print(f"MagiCapture: not installed, see above. Run again: {this_command()}")
+        print(f"MagiCapture: to let an installed package move that stands in the way: {this_command('NAME')}")
     return code
 
 

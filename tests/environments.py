@@ -1,8 +1,9 @@
 """Shows that install.py moves no package of an older or a newer ComfyUI: `make environments`, outside `make test`.
 
 Environments are built with real packages, as ComfyUI and other packs bring them; torch and torchvision stand in as
-metadata alone, which is all that pip reads of them. In each, install.py's own command runs as pip's dry run, and what pip would install
-is compared with what is there. A control leaves the constraints out, and must be seen to move something.
+metadata alone, which is all that pip reads of them. In each, install.py's own command runs as pip's dry run, and what
+pip would install is compared with what is there. A control leaves the constraints out, and must be seen to move
+something.
 """
 
 import json
@@ -99,7 +100,8 @@ def moved(before: Versions, plan: Versions) -> list[str]:
 def check(name: str, requirements: list[str]) -> tuple[bool, bool]:
     """Builds one environment and prints what install.py and a plain pip install would do to it.
 
-    Returns whether diffusers and peft are there after install.py and nothing moved, and whether the control moves something.
+    Returns whether diffusers and peft are there after install.py and nothing moved, and whether the control moves
+    something.
     """
     with tempfile.TemporaryDirectory() as folder:
         python = build(Path(folder) / "venv", requirements)

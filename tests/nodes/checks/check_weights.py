@@ -1,6 +1,7 @@
 """Plain weights are what the patcher means, whatever its module holds at the moment."""
 
 from importlib import import_module
+from pathlib import Path
 
 import torch
 
@@ -97,4 +98,20 @@ def check_unknown_tensors_refused(pack, loaded):
     except types.MagiCaptureError as error:
         message = str(error)
     assert "a.weight is a Packed" in message
+    assert "\n" not in message
+
+
+def check_a_missing_package_is_one_line_with_the_command(pack, loaded):
+    """install.py was not run, or failed."""
+    nodes, types = (import_module(f"{pack.__name__}.{name}") for name in ("nodes.weights", "magicapture_core.types"))
+    find, message = nodes.find_spec, ""
+    nodes.find_spec = lambda name: None if name == "diffusers" else find(name)
+    try:
+        nodes.plain_backbone(*loaded)
+    except types.MagiCaptureError as error:
+        message = str(error)
+    finally:
+        nodes.find_spec = find
+    assert message.startswith("diffusers missing; run: ")
+    assert str(Path(pack.__file__).parent / "install.py") in message
     assert "\n" not in message
