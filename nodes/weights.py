@@ -7,6 +7,10 @@ one with exactly the patches of the given patcher baked in, fp32 on the CPU, fre
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,8 +44,20 @@ def _dense(key: str, weight: Any) -> Tensor:
     return weight.detach().to("cpu", torch.float32, copy=True)
 
 
+def check_packages() -> None:
+    """Raises MagiCaptureError where install.py was not run, or failed."""
+    missing = [name for name in ("diffusers", "peft") if find_spec(name) is None]
+    if missing:
+        command = subprocess.list2cmdline([sys.executable, str(Path(__file__).absolute().parents[1] / "install.py")])
+        raise MagiCaptureError(f"{' and '.join(missing)} missing; run: {command} and restart ComfyUI")
+
+
 def plain_backbone(model: Any, clip: Any, vae: Any) -> Any:
-    """The core's Backbone out of the three sockets, on the CPU. Raises MagiCaptureError for anything but SD1.5."""
+    """The core's Backbone out of the three sockets, on the CPU.
+
+    Raises MagiCaptureError for anything but SD1.5, and where diffusers or peft is missing.
+    """
+    check_packages()
     from comfy.model_sampling import V_PREDICTION
 
     from ..magicapture_core.backbone import from_comfy_state

@@ -1,8 +1,9 @@
 """Shows that install.py moves no package of an older or a newer ComfyUI: `make environments`, outside `make test`.
 
-Two environments are built with real packages, as ComfyUI brings them; torch and torchvision stand in as metadata alone,
-which is all that pip reads of them. In each, install.py's own command runs as pip's dry run, and what pip would install
-is compared with what is there. A control leaves the constraints out, and must be seen to move something.
+Environments are built with real packages, as ComfyUI and other packs bring them; torch and torchvision stand in as
+metadata alone, which is all that pip reads of them. In each, install.py's own command runs as pip's dry run, and what
+pip would install is compared with what is there. A control leaves the constraints out, and must be seen to move
+something.
 """
 
 import json
@@ -37,6 +38,16 @@ ENVIRONMENTS = {
         "pillow==13.0.0",
         "pydantic~=2.0",
         "spandrel==0.4.2",
+    ],
+    "another pack's (diffusers, accelerate)": [
+        "transformers==4.57.6",
+        "huggingface_hub==0.36.2",
+        "safetensors==0.4.5",
+        "pillow==11.3.0",
+        "diffusers==0.35.2",
+        "accelerate==0.34.2",
+        "requests==2.32.3",
+        "filelock==3.16.1",
     ],
 }
 INSTALL_PY = "import sys; sys.path.insert(0, sys.argv[1]); import install; sys.exit(install.install_packages())"
@@ -89,7 +100,8 @@ def moved(before: Versions, plan: Versions) -> list[str]:
 def check(name: str, requirements: list[str]) -> tuple[bool, bool]:
     """Builds one environment and prints what install.py and a plain pip install would do to it.
 
-    Returns whether install.py adds what it should and moves nothing, and whether the control moves something.
+    Returns whether diffusers and peft are there after install.py and nothing moved, and whether the control moves
+    something.
     """
     with tempfile.TemporaryDirectory() as folder:
         python = build(Path(folder) / "venv", requirements)
@@ -100,7 +112,7 @@ def check(name: str, requirements: list[str]) -> tuple[bool, bool]:
     print(f"{name}: install.py adds {added}")
     print(f"  moves: {', '.join(moved(before, plan)) or 'nothing'}")
     print(f"  without its constraints pip would move: {', '.join(control) or 'nothing'}")
-    return {"diffusers", "peft"} <= plan.keys() and not moved(before, plan), bool(control)
+    return {"diffusers", "peft"} <= before.keys() | plan.keys() and not moved(before, plan), bool(control)
 
 
 def main() -> int:

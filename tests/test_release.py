@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,28 @@ def test_the_registry_takes_the_metadata() -> None:
     fixed = ("Operating System :: ", "Environment :: GPU :: ", "Programming Language :: ", "License :: ", "Topic :: ")
     assert all(kind.startswith(fixed) for kind in about["classifiers"])
     assert about["dependencies"] == (PACK / "requirements.txt").read_text(encoding="utf-8").split()
+
+
+def test_nothing_is_published_before_the_owner_has_filled_in_the_metadata(tmp_path: Path) -> None:
+    steps = yaml.safe_load((WORKFLOWS / "publish.yml").read_text(encoding="utf-8"))["jobs"]["publish"]["steps"]
+    (place,) = (index for index, step in enumerate(steps) if step.get("shell") == "python")
+    assert "publish-node-action" not in str(steps[:place])
+
+    def answer(publisher: str, urls: str) -> str:
+        text = f'[project]\n{urls}\n[tool.comfy]\nPublisherId = "{publisher}"\n'
+        (tmp_path / "pyproject.toml").write_text(text, encoding="utf-8")
+        command = [sys.executable, "-c", steps[place]["run"]]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False).stderr
+
+    address = '[project.urls]\nRepository = "https://example.org"'
+    for text in (
+        answer("", address),
+        answer("somebody", ""),
+        answer("somebody", address.replace("https://example.org", "")),
+    ):
+        assert text.startswith("pyproject.toml: fill in PublisherId")
+        assert len(text.splitlines()) == 1
+    assert answer("somebody", address) == ""
 
 
 def test_the_version_is_the_changelogs_first() -> None:

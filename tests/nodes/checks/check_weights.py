@@ -1,6 +1,9 @@
 """Plain weights are what the patcher means, whatever its module holds at the moment."""
 
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -97,4 +100,18 @@ def check_unknown_tensors_refused(pack, loaded):
     except types.MagiCaptureError as error:
         message = str(error)
     assert "a.weight is a Packed" in message
+    assert "\n" not in message
+
+
+def check_a_missing_package_is_one_line_with_the_command(pack, loaded):
+    """install.py was not run, or failed."""
+    nodes, types = (import_module(f"{pack.__name__}.{name}") for name in ("nodes.weights", "magicapture_core.types"))
+    message = ""
+    try:
+        with patch.object(nodes, "find_spec", lambda name: None if name == "diffusers" else find_spec(name)):
+            nodes.plain_backbone(*loaded)
+    except types.MagiCaptureError as error:
+        message = str(error)
+    assert message.startswith("diffusers missing; run: ")
+    assert str(Path(pack.__file__).parent / "install.py") in message
     assert "\n" not in message
