@@ -70,23 +70,29 @@ class SavePortraits(io.ComfyNode):
         for number, picture in enumerate(pictures):
             stem = name.replace("%batch_num%", str(number))
             write = partial(picture.save, pnginfo=info, compress_level=COMPRESSION)
-            counter = _save_new(Path(folder, stem), counter, write)
-            saved.append({"filename": f"{stem}_{counter:05}_.png", "subfolder": subfolder, "type": "output"})
+            counter = _save_new(Path(folder), stem, counter, write)
+            saved.append({"filename": _numbered(stem, counter), "subfolder": subfolder, "type": "output"})
             counter += 1
         return io.NodeOutput(ui={"images": saved})
 
 
-def _save_new(path: Path, counter: int, write: Callable[[Path], object]) -> int:
-    """PATH_00001_.png and so on with the first number from `counter` on that is free -> the number.
+def _numbered(stem: str, counter: int) -> str:
+    """A file's name as Save Image has it. Joined as text: of an empty prefix ComfyUI makes the stem `.`, which as a
+    path is the folder itself."""
+    return f"{stem}_{counter:05}_.png"
+
+
+def _save_new(folder: Path, stem: str, counter: int, write: Callable[[Path], object]) -> int:
+    """Under the first number from `counter` on that is free -> the number.
 
     ComfyUI counts by the prefix as it was written, so with %batch_num% in it the number it gives may be taken.
     """
     from ..magicapture_core.files import place, written_beside
 
-    with written_beside(path.with_name(f"{path.name}.png"), write) as beside:
+    with written_beside(folder / _numbered(stem, counter), write) as beside:
         while True:
             with suppress(FileExistsError):
-                place(beside, path.with_name(f"{path.name}_{counter:05}_.png"))
+                place(beside, folder / _numbered(stem, counter))
                 break
             counter += 1
     return counter

@@ -78,6 +78,17 @@ def check_a_batch_number_overwrites_nothing(pack):
     assert {file.name for file in folder.iterdir()} == {*names[0], *names[1]}
 
 
+def check_a_prefix_without_a_name_stays_in_its_folder(pack):
+    """Save Image calls these files ._00001_.png and so on; the page is told of files that are there."""
+    import folder_paths
+
+    output = Path(folder_paths.get_output_directory())
+    for prefix in ("", ".", "nameless/.."):
+        files, _ = save(pack, prefix)
+        assert all(file.is_file() and file.parent == output for file in files), (prefix, files)
+        assert len(set(files)) == 2
+
+
 def check_the_mark_is_the_users_choice(pack):
     read_mark = module(pack, "magicapture_core.marks").read_mark
     for mark, expected in (("retouched", "retouched"), ("none", None)):
