@@ -156,3 +156,25 @@ def check_newest_is_the_last_of_ours(pack):
     with refused(f"{identity.name}: this is an identity: load it with Load SeFi Identity"):
         patching.load(identity.name)
     assert {second.name, first.name, "others.safetensors"} <= set(patching.LORAS.choices())
+
+
+def check_newest_passes_over_files_that_cannot_be_read(pack, tmp_path):
+    """ComfyUI lists links whose files are gone, as those into another program's folder are after a while."""
+    import folder_paths
+
+    patching, core = module(pack, "nodes.patching"), module(pack, "magicapture_core.artifact")
+    folder = Path(folder_paths.get_folder_paths("loras")[0])
+    ours = core.save(random_artifact(pack, seed=2), folder)[0]
+    dead = folder / "dead.safetensors"
+    dead.symlink_to(tmp_path / "gone.safetensors")
+    folder_paths.filename_list_cache.clear()
+    try:
+        assert dead.name in folder_paths.get_filename_list("loras")
+        assert patching.LORAS.find("newest") == ours
+        assert patching.LORAS.fingerprint("newest")
+    finally:
+        dead.unlink()
+        folder_paths.filename_list_cache.clear()
+    kind_of = module(pack, "nodes.shelves").kind_of
+    assert kind_of(ours) == ""
+    assert kind_of(tmp_path) is None  # a folder: the system refuses to read it, as it does files of other users
