@@ -13,7 +13,7 @@ from ..magicapture_core.group.people import DELAY
 from ..magicapture_core.types import MagiCaptureError
 from .bounds import within_bounds
 from .controls import check_control, control_sockets, with_control
-from .sampling import Shot, odd_size, sample, sampler_sockets
+from .sampling import Shot, odd_size, sample, sampler_sockets, seeds_from
 from .sockets import ArtifactType, IdentityType, checkpoint_inputs, masks_to_core, schema, show, text_input
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ class GroupPortraitSampler(io.ComfyNode):
         if control:
             positive, negatives = with_control(positive, negatives, *control)
         shot = Shot(model, positive, negatives)
-        latents = sample([(shot, seed + number) for number in range(count)], settings, (width, height))
+        latents = sample([(shot, each) for each in seeds_from(seed, count)], settings, (width, height))
         told = [describe(number, person, prompt) for number, person in enumerate(people, 1)]
         report = "\n".join([*told, *overlaps(people), *odd_size((width, height))])
         return io.NodeOutput(vae.decode(latents), {"samples": latents}, report, ui=show(report))

@@ -24,6 +24,11 @@ LORAS = Shelf(
     "copy a file there",
 )
 
+OTHER_LORA = (
+    "two people go by Group Person and Group Portrait Sampler; otherwise load one LoRA alone, or train one of the two "
+    "with another placeholder token"
+)
+
 
 def fingerprint_if_there(lora_name: str) -> list[Any]:
     """Of a LoRA, for a node that may have an artifact in the file's place, so that the file need not be there."""
@@ -54,7 +59,7 @@ def attach(artifact: Artifact, model: Any, clip: Any, strength_model: float, str
 
     A part that is attached, whichever node did it and how strongly, is left as it is. Raises MagiCaptureError when
     MODEL or CLIP is not SD1.5's, or holds one half of the LoRA beside that of another, and when a word of the LoRA is
-    another as an identity's. Of two LoRAs with the same words the CLIP knows those of the last.
+    another as an identity's, or as that of another LoRA.
     """
     import comfy.lora
     import comfy.sd
@@ -62,8 +67,6 @@ def attach(artifact: Artifact, model: Any, clip: Any, strength_model: float, str
     check_sd1(model, clip)
     words = {token.placeholder: token.vectors for token in artifact.tokens}
     identities = getattr(clip.cond_stage_model, "words", {})  # words with stages, by Apply SeFi Identity
-    for word in words.keys() & identities.keys():
-        check_word(clip, word, words[word], "the identity")
     parts = {
         "MODEL": (UNET, model, comfy.lora.model_lora_keys_unet(model.model, {})),
         "CLIP": (TEXT_ENCODER, clip.patcher, comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})),
@@ -75,6 +78,8 @@ def attach(artifact: Artifact, model: Any, clip: Any, strength_model: float, str
             attached.append(part)
         else:
             wanted |= lora
+    for word, rows in words.items():
+        check_word(clip, word, rows, "give the identity a word of its own" if word in identities else OTHER_LORA)
     model, clip = comfy.sd.load_lora_for_models(model, clip, wanted, strength_model, strength_clip)
     clip.tokenizer = LearnedTokenizer(clip.tokenizer, words)
     return model, clip, attached
@@ -109,14 +114,11 @@ def check_sd1(model: Any, clip: Any) -> None:
         )
 
 
-def check_word(clip: Any, word: str, rows: torch.Tensor, identity: str) -> None:
-    """Raises MagiCaptureError where the CLIP knows the word, as rows that are not these [n,C].
-
-    identity: who is told to take another word; that of a LoRA stays as it was trained.
-    """
+def check_word(clip: Any, word: str, rows: torch.Tensor, remedy: str) -> None:
+    """Raises MagiCaptureError where the CLIP knows the word, as rows that are not these [n,C]."""
     known = getattr(clip.tokenizer, "words", {}).get(word, rows)
     if len(known) != len(rows) or not all(map(torch.equal, known, rows)):
-        raise MagiCaptureError(f"word: the CLIP knows another {word} already; give {identity} a word of its own")
+        raise MagiCaptureError(f"word: the CLIP knows another {word} already; {remedy}")
 
 
 def is_attached(lora: dict[str, torch.Tensor], patcher: Any, key_map: dict[str, Any]) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -51,11 +52,17 @@ class LoadFaceRestorer(io.ComfyNode):
 
     @classmethod
     def execute(cls, model_name: str) -> io.NodeOutput:
+        from comfy import model_management
+        from comfy.model_patcher import ModelPatcher
+
         from ..magicapture_core.restore import load_restorer
 
         if model_name == NO_FILE:
             raise MagiCaptureError(f"model_name: no face restorer found; put GFPGANv1.4.pth into {restorer_folder()}")
-        return io.NodeOutput(load_restorer(folder_paths.get_full_path_or_raise(KIND, model_name)))
+        restorer = load_restorer(folder_paths.get_full_path_or_raise(KIND, model_name))
+        devices = model_management.get_torch_device(), model_management.unet_offload_device()
+        restorer.descriptor.patcher = ModelPatcher(restorer.descriptor.model, *devices)
+        return io.NodeOutput(restorer)
 
 
 class RestoreAndUpscale(io.ComfyNode):
@@ -193,19 +200,15 @@ class RestoreAndUpscale(io.ComfyNode):
         guard = make_guard(detector, face_recognition[0], reference, max_likeness_loss[0])
         restorer = restorer.with_fidelity(fidelity[0]) if restorer else None
         painter = restore.match_colour(restorer) if restorer and match_colour[0] else restorer
-        options = {
-            "factor": upscale_by[0],
-            "face_index": face_index[0],
-            "guard": guard,
-            "device": to_device(upscaler, restorer and restorer.descriptor),
-        }
+        options = {"factor": upscale_by[0], "face_index": face_index[0], "guard": guard}
         finished, told = [], []
-        for picture, region in zip(pictures, regions, strict=True):
-            faces = detector.detect(picture) if detector else []
-            more = {"region": region, "progress": watch()}
-            restored, outcomes = restore.restore_and_upscale(picture, faces, painter, upscaler, **options, **more)
-            finished.append(restored)
-            told.append((faces, outcomes))
+        with on_device(upscaler, restorer and restorer.descriptor) as device:
+            for picture, region in zip(pictures, regions, strict=True):
+                faces = detector.detect(picture) if detector else []
+                more = {"region": region, "progress": watch(), "device": device}
+                restored, outcomes = restore.restore_and_upscale(picture, faces, painter, upscaler, **options, **more)
+                finished.append(restored)
+                told.append((faces, outcomes))
         text = "\n".join(restore.report(restorer, upscaler, guard, told))
         before, after = mean_likeness([outcome for _, outcomes in told for outcome in outcomes]) or (0.0, 0.0)
         return io.NodeOutput(in_batches(finished, batches), text, before, after, ui=show(text))
@@ -262,21 +265,27 @@ def in_batches(pictures: Iterable[Tensor], batches: Sequence[Tensor]) -> list[Te
     return [to_comfy(torch.stack(list(islice(rest, len(batch))))) for batch in batches]
 
 
-def to_device(*descriptors: Any) -> Any:
-    """Lets ComfyUI bring spandrel's models to its device, and make room for them there; returns that device.
+@contextmanager
+def on_device(*descriptors: Any) -> Iterator[Any]:
+    """ComfyUI's device, with spandrel's models on it and room beside them; None is no model.
 
-    ComfyUI from 0.29 on keeps a `patcher` with each UPSCALE_MODEL for this; here every descriptor gets one.
+    ComfyUI from 0.29 on keeps a `patcher` with each UPSCALE_MODEL. Before, its own node moves the model there and back,
+    and so does this: a patcher would go on counting as loaded what that node has taken away.
     """
     from comfy import model_management
-    from comfy.model_patcher import ModelPatcher
 
     device = model_management.get_torch_device()
-    models = [descriptor for descriptor in descriptors if descriptor is not None]
-    for model in models:
-        if not hasattr(model, "patcher"):
-            model.patcher = ModelPatcher(model.model, device, model_management.unet_offload_device())
-    model_management.load_models_gpu([model.patcher for model in models], memory_required=TILE_MEMORY)
-    return device
+    patchers = [model.patcher for model in descriptors if hasattr(model, "patcher")]
+    moved = [model for model in descriptors if model is not None and not hasattr(model, "patcher")]
+    try:
+        for model in moved:
+            model_management.free_memory(model_management.module_size(model.model) + TILE_MEMORY, device)
+            model.to(device)
+        model_management.load_models_gpu(patchers, memory_required=TILE_MEMORY)
+        yield device
+    finally:
+        for model in moved:
+            model.to("cpu")
 
 
 def watch() -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import patching
 from .bounds import within_bounds
-from .sampling import sample
+from .sampling import sample, seeds_from
 from .scene import in_words, open_scene, optional_sockets, required_sockets
 from .sockets import schema, show, single, to_comfy, to_core
 
@@ -62,11 +62,12 @@ class ComposedPromptSampler(io.ComfyNode):
 
         scene = open_scene(**inputs)
         take = scene.take(scene.strengths)
-        latents = sample([(take.shot, seed + number) for number in range(count)], scene.settings, scene.size)
+        seeds = seeds_from(seed, count)
+        latents = sample([(take.shot, each) for each in seeds], scene.settings, scene.size)
         images = vae.decode(latents)
         scores = scene.judge(images) if scene.judge else []
         order = ranked(scores) if scores else [*range(count)]
-        lines = [", ".join([f"seed {seed + place}", *map(in_words, scores[place : place + 1])]) for place in order]
+        lines = [", ".join([f"seed {seeds[place]}", *map(in_words, scores[place : place + 1])]) for place in order]
         report = [*scene.report(take), *(f"picture {rank}: {line}" for rank, line in enumerate(lines, 1))]
         images, latents = images[order], latents[order]
         if show_scores:

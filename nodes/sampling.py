@@ -10,9 +10,9 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..magicapture_core.types import MagiCaptureError
-from .sockets import MAX_INT
 
 LATENT_FACTOR = 8  # pixels of a side for each latent
+NUM_SEEDS = 2**64  # as KSampler has them
 
 
 def sampler_sockets(seed: str) -> list[Any]:
@@ -24,7 +24,7 @@ def sampler_sockets(seed: str) -> list[Any]:
             "seed",
             default=0,
             min=0,
-            max=MAX_INT,
+            max=NUM_SEEDS - 1,
             control_after_generate=True,
             tooltip=seed,
         ),
@@ -53,6 +53,11 @@ class Shot(NamedTuple):
     model: Any
     positive: Any
     negative: Any
+
+
+def seeds_from(first: int, count: int) -> list[int]:
+    """The numbers from the first on; after the last seed there is comes 0."""
+    return [(first + number) % NUM_SEEDS for number in range(count)]
 
 
 def sample(shots: Sequence[tuple[Shot, int]], settings: Mapping[str, Any], size: tuple[int, int]) -> Tensor:

@@ -31,8 +31,10 @@ class Shelf:
     def find(self, name: str) -> Path:
         """The chosen file; `newest` is the last one that this pack has written."""
         if name != NEWEST:
-            return self._path(name)
-        by_age = sorted(map(self._path, self._names()), key=lambda path: path.stat().st_mtime, reverse=True)
+            return Path(folder_paths.get_full_path_or_raise(self.folders, name))
+        found = (folder_paths.get_full_path(self.folders, name) for name in self._names())
+        paths = [Path(path) for path in found if path]  # none for a link whose file is gone, which is on the list too
+        by_age = sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
         newest = next((path for path in by_age if kind_of(path) == self.kind), None)
         if newest is None:
             raise MagiCaptureError(self.none_yet)
@@ -46,16 +48,13 @@ class Shelf:
     def _names(self) -> list[str]:
         return [name for name in folder_paths.get_filename_list(self.folders) if name.endswith(".safetensors")]
 
-    def _path(self, name: str) -> Path:
-        return Path(folder_paths.get_full_path_or_raise(self.folders, name))
-
 
 def kind_of(path: Path) -> str | None:
-    """What a file says that this pack wrote into it, as `read_kind`; a damaged one, whoever wrote it, says nothing."""
+    """What a file says that this pack wrote into it, as `read_kind`; nothing where it cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
             return read_kind(file.metadata() or {})
-    except SafetensorError:
+    except (SafetensorError, OSError):
         return None

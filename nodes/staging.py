@@ -43,7 +43,7 @@ def apply_identity(identity: SefiIdentity, model: Any, clip: Any, word: str = ""
     word = word.strip() or identity.placeholder
     if not re.match(PLACEHOLDER_PATTERN, word):
         raise MagiCaptureError(f"word: {word!r} is not written like <person>: letters and digits in angle brackets")
-    check_word(clip, word, identity.plain, identity.name)
+    check_word(clip, word, identity.plain, f"give {identity.name} a word of its own")
     row = identity.plain[0]
     model = model.clone()
     wrappers = {

@@ -90,7 +90,7 @@ def restore_identity(arguments: Namespace) -> Result:
         with person as restorer:
             redrawn = redraw_faces(image, faces, restorer, region=region, face_index=arguments.face_index, guard=guard)
     is_changed = any(outcome.fate == "restored" for outcome in redrawn.outcomes)
-    save_image(redrawn.image, arguments.output, "generated" if is_changed else read_mark(arguments.input))
+    save_image(redrawn.image, arguments.output, read_mark(arguments.input) or ("retouched" if is_changed else None))
     before, after = mean_likeness(redrawn.outcomes) or (None, None)
     return {
         "output": str(arguments.output),

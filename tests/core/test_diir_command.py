@@ -60,11 +60,19 @@ def test_the_face_alone_becomes_the_persons(given, redraw):
     assert made["prompt"] == "a photo of <person>"
     assert [face["fate"] for face in made["faces"]] == ["restored"]
     assert made["report"][1].startswith("likeness: not checked")
-    assert read_mark(given / "out.png") == "generated"
+    assert read_mark(given / "out.png") == "retouched"
     where = changed(given)
     assert where[60:200, 180:270].any()
     assert not where[250:].any()
     assert not where[:, :100].any()
+
+
+def test_a_picture_that_a_model_made_stays_one(given, redraw):
+    save_image(load_photo(given / "in.png"), given / "made.png", "generated")
+    code, made = redraw("--identity", given / "ann.safetensors", picture="made.png", output="made-out.png")
+    assert code == 0
+    assert [face["fate"] for face in made["faces"]] == ["restored"]
+    assert read_mark(given / "made-out.png") == "generated"
 
 
 def test_a_face_that_is_no_more_alike_stays_and_that_is_said(given, redraw):

@@ -181,7 +181,7 @@ def check_the_nodes_make_a_picture_and_leave_the_model_alone(pack, loaded):
     made = nodes.GroupPerson.execute(right, "", 0.8, identity=random_identity(pack), group=made[0]).result
     model, clip, vae = loaded
     before = model.model.state_dict()["diffusion_model.out.2.weight"].clone()
-    options = {"group": made[0], "prompt": BASE, "negative": "", "seed": 1, "count": 2, **SETTINGS}
+    options = {"group": made[0], "prompt": BASE, "negative": "", "seed": 2**64 - 1, "count": 2, **SETTINGS}
     images, latents, report = nodes.GroupPortraitSampler.execute(model=model, clip=clip, vae=vae, **options).result
     assert images.shape == (2, 64, 96, 3)
     assert latents["samples"].shape == (2, 4, 8, 12)

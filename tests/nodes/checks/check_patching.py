@@ -1,6 +1,7 @@
 """The artifact on MODEL and CLIP: the same network as diffusers with the adapter, attached once."""
 
 import time
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -57,6 +58,24 @@ def check_text_equals_diffusers(pack, loaded):
     assert (stock - expected).abs().max() > 0.1
 
 
+def renamed(artifact):
+    """The same with <subject_2> and <style_2>."""
+    words = [replace(token, placeholder=token.placeholder.replace(">", "_2>")) for token in artifact.tokens]
+    return replace(artifact, tokens=tuple(words))
+
+
+def check_another_lora_with_the_same_words_is_refused(pack, loaded):
+    """The CLIP would know the words of one of them alone, with both on MODEL."""
+    attach = module(pack, "nodes.patching").attach
+    first = attach(random_artifact(pack), *loaded[:2], 1.0, 1.0)[:2]
+    with refused("word: the CLIP knows another <subject> already; two people go by Group Person"):
+        attach(random_artifact(pack, seed=1), *first, 1.0, 1.0)
+    assert attach(random_artifact(pack), *first, 0.5, 0.5)[2] == ["MODEL", "CLIP"]
+    _, clip, _ = attach(renamed(random_artifact(pack, seed=1)), *first, 1.0, 1.0)
+    assert [*clip.tokenizer.words] == ["<subject>", "<style>", "<subject_2>", "<style_2>"]
+    attach(random_artifact(pack, seed=1), *loaded[:2], 1.0, 1.0)  # queued once more with another file
+
+
 def check_attached_once(pack, loaded, tmp_path):
     """By our node, by a stock loader, by both orders: every layer is patched exactly once."""
     import comfy.sd
@@ -75,7 +94,7 @@ def check_attached_once(pack, loaded, tmp_path):
         for patcher in (again, clip_again.patcher):
             assert patcher.patches
             assert {len(patches) for patches in patcher.patches.values()} == {1}
-    other, _, attached = patching.attach(random_artifact(pack, seed=1), *once[:2], 1.0, 1.0)
+    other, _, attached = patching.attach(renamed(random_artifact(pack, seed=1)), *once[:2], 1.0, 1.0)
     assert not attached
     assert {len(patches) for patches in other.patches.values()} == {2}
     assert not model.patches
@@ -83,8 +102,6 @@ def check_attached_once(pack, loaded, tmp_path):
 
 def check_wrong_models_are_refused(pack, loaded):
     """A LoRA none of whose layers is there, and an artifact of the tiny model, each in one line."""
-    from dataclasses import replace
-
     patching, types = module(pack, "nodes.patching"), module(pack, "magicapture_core.types")
     artifact = random_artifact(pack, text=False)
     foreign = replace(artifact, lora={f"lora_unet_x{key}": weight for key, weight in artifact.lora.items()})
@@ -102,8 +119,6 @@ def check_wrong_models_are_refused(pack, loaded):
 
 def check_the_loader_scales_and_mixes_halves(pack, loaded):
     """Two files of split adapters: one at half strength for its style, and the person of one with the style of both."""
-    from dataclasses import replace
-
     import folder_paths
 
     node, core = module(pack, "nodes.artifact").LoadMagiCaptureLoRA, module(pack, "magicapture_core.artifact")
@@ -156,3 +171,25 @@ def check_newest_is_the_last_of_ours(pack):
     with refused(f"{identity.name}: this is an identity: load it with Load SeFi Identity"):
         patching.load(identity.name)
     assert {second.name, first.name, "others.safetensors"} <= set(patching.LORAS.choices())
+
+
+def check_newest_passes_over_files_that_cannot_be_read(pack, tmp_path):
+    """ComfyUI lists links whose files are gone, as those into another program's folder are after a while."""
+    import folder_paths
+
+    patching, core = module(pack, "nodes.patching"), module(pack, "magicapture_core.artifact")
+    folder = Path(folder_paths.get_folder_paths("loras")[0])
+    ours = core.save(random_artifact(pack, seed=2), folder)[0]
+    dead = folder / "dead.safetensors"
+    dead.symlink_to(tmp_path / "gone.safetensors")
+    folder_paths.filename_list_cache.clear()
+    try:
+        assert dead.name in folder_paths.get_filename_list("loras")
+        assert patching.LORAS.find("newest") == ours
+        assert patching.LORAS.fingerprint("newest")
+    finally:
+        dead.unlink()
+        folder_paths.filename_list_cache.clear()
+    kind_of = module(pack, "nodes.shelves").kind_of
+    assert kind_of(ours) == ""
+    assert kind_of(tmp_path) is None  # a folder: the system refuses to read it, as it does files of other users

@@ -250,6 +250,26 @@ def check_mistakes_get_one_line(pack):
         node.LoadFaceRestorer.execute(node.NO_FILE)
 
 
+def check_an_upscale_model_without_a_patcher_is_lent_alone(pack):
+    """As older loaders give it: the stock node moves it by hand, so nothing of ours may count it as loaded."""
+    from comfy import model_management
+
+    upscaler, moves = load_upscaler(), []
+    vars(upscaler).pop("patcher", None)
+    for name in ("model_loaded_weight_memory", "current_weight_patches_uuid"):
+        vars(upscaler.model).pop(name, None)  # of the patcher
+    move = upscaler.to
+    upscaler.to = lambda device: moves.append(torch.device(device)) or move(device)
+    before = {*vars(upscaler), *vars(upscaler.model)}
+    restore(pack, samples(pack), upscale_model=upscaler)
+    assert {*vars(upscaler), *vars(upscaler.model)} == before
+    assert moves == [model_management.get_torch_device(), torch.device("cpu")]
+    model_management.interrupt_current_processing(True)
+    with contextlib.suppress(model_management.InterruptProcessingException):
+        restore(pack, samples(pack), upscale_model=upscaler)
+    assert len(moves) == 4, "it stayed on the device after Cancel"
+
+
 def check_cancel_stops_between_tiles(pack):
     from comfy import model_management
 

@@ -294,6 +294,18 @@ def check_odd_prompts_and_sizes(pack, loaded):
     assert "width, height: 128 x 192, the next smaller multiples of 8" in report
 
 
+def check_seeds_are_those_of_the_stock_sampler(pack, loaded):
+    """As far as there are any: after the last comes the first again."""
+    largest = import_module("nodes").KSampler.INPUT_TYPES()["required"]["seed"][1]["max"]
+    samplers = part(pack, "nodes.sample").NODES + part(pack, "nodes.sweep").NODES + part(pack, "nodes.group").NODES[1:]
+    for sampler in samplers:
+        [seed] = [socket for socket in sampler.define_schema().inputs if socket.id == "seed"]
+        assert seed.max == largest, sampler
+    _, latents, report = compose(pack, loaded, count=2, seed=largest)
+    assert report[-2:] == [f"picture 1: seed {largest}", "picture 2: seed 0"]
+    assert torch.equal(latents[1:], compose(pack, loaded, seed=0)[1])
+
+
 def check_a_model_that_gives_nan_is_one_line(pack, loaded):
     """Where others make a black picture."""
     model, *others = loaded

@@ -1,10 +1,13 @@
 """SavePortraits: what it writes is what Save Image writes, and the mark."""
 
 import json
+import re
+import time
 from importlib import import_module
 from pathlib import Path
 
 import torch
+from check_restore import refused
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
@@ -76,6 +79,41 @@ def check_a_batch_number_overwrites_nothing(pack):
     assert names == [["a0_00001_.png", "a1_00002_.png"], ["a0_00002_.png", "a1_00003_.png"]]
     folder = queues[0][0].parent
     assert {file.name for file in folder.iterdir()} == {*names[0], *names[1]}
+
+
+def check_a_prefix_without_a_name_stays_in_its_folder(pack):
+    """Save Image calls these files ._00001_.png and so on; the page is told of files that are there."""
+    import folder_paths
+
+    output = Path(folder_paths.get_output_directory())
+    for prefix in ("", ".", "nameless/.."):
+        files, _ = save(pack, prefix)
+        assert all(file.is_file() and file.parent == output for file in files), (prefix, files)
+        assert len(set(files)) == 2
+
+
+def check_a_prefix_is_filled_as_the_page_fills_that_of_save_image(pack):
+    """The page knows the stock save nodes by their ids, and sends ours as it was written."""
+    fill = module(pack, "nodes.save").fill_prefix
+    now = time.struct_time((2026, 3, 4, 5, 6, 7, 0, 0, 0))
+    prompt = {
+        "1": {"class_type": "KSampler", "inputs": {"seed": 7, "steps": ["2", 0]}, "_meta": {"title": "Noise"}},
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"text": "a/b: c"}, "_meta": {"title": "My prompt"}},
+    }
+    expected = {
+        "%date:yyyy-MM-dd%/x": "2026-03-04/x",
+        "%date:yyMMdd_hhmmss%": "260304_050607",
+        "%date:d.M.yyyy h:m:s%": "4.3.2026 5:6:7",
+        "%KSampler.seed%_%Noise.seed%": "7_7",
+        "%My prompt.text%": "a_b_ c",
+        "%year%-%width%-%batch_num%-%mine%, 50% of 3.5%": "%year%-%width%-%batch_num%-%mine%, 50% of 3.5%",
+    }
+    assert {prefix: fill(prefix, prompt, now) for prefix in expected} == expected
+    for unknown in ("%KSampler.sead%", "%Nobody.seed%", "%KSampler.steps%"):
+        with refused(f"filename_prefix: {unknown} is no widget"):
+            fill(f"a_{unknown}", prompt, now)
+    [file], _ = save(pack, "filled/%date:yyyy%_%MagiCaptureSavePortraits.filename_prefix%", count=1)
+    assert re.fullmatch(r"\d{4}_x_00001_.png", file.name)
 
 
 def check_the_mark_is_the_users_choice(pack):
