@@ -36,7 +36,7 @@ $(VENV)/models.stamp: $(VENV)/packages.stamp
 
 $(VENV)/packages.stamp: constraints.txt pyproject.toml $(PYTHON)
 	@echo "Installing the packages of constraints.txt into $(VENV) (5 GB, a few minutes the first time)"
-	@$(PYTHON) -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[core,restore,fleet,test,lint]'
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[core,restore,fleet,test,lint]'
 	@touch $@
 
 $(PYTHON):
