@@ -80,3 +80,8 @@ def read_mark(path: Path) -> Mark | None:
     text = found.decode("utf-8", "replace") if isinstance(found, bytes) else str(found)
     said = re.findall(re.escape(VOCABULARY) + r"(\w+)", text)
     return next((mark for mark, source_type in SOURCE_TYPES.items() if source_type in said), None)
+
+
+def mark_after(source: Path, is_changed: bool) -> Mark | None:
+    """Of a picture made out of a file: the file's own mark, and else `retouched` where something was changed."""
+    return read_mark(source) or ("retouched" if is_changed else None)

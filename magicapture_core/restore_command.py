@@ -49,7 +49,7 @@ def restore(arguments: Namespace) -> Result:
     from .face_outcomes import mean_likeness
     from .faces import load_face_detector
     from .images import load_photo, save_image
-    from .marks import check_suffix, read_mark
+    from .marks import check_suffix, mark_after
     from .restore import load_restorer, match_colour, report, restore_and_upscale
     from .upscale import load_upscaler
 
@@ -66,8 +66,8 @@ def restore(arguments: Namespace) -> Result:
     paint = match_colour(restorer) if restorer and arguments.match_colour else restorer
     how = {"factor": arguments.scale, "face_index": arguments.face_index, "guard": guard}
     restored, outcomes = restore_and_upscale(image, faces, paint, upscaler, **how)
-    is_retouched = upscaler or any(outcome.fate == "restored" for outcome in outcomes)
-    save_image(restored, arguments.output, read_mark(arguments.input) or ("retouched" if is_retouched else None))
+    is_retouched = upscaler is not None or any(outcome.fate == "restored" for outcome in outcomes)
+    save_image(restored, arguments.output, mark_after(arguments.input, is_retouched))
     before, after = mean_likeness(outcomes) or (None, None)
     return {
         "output": str(arguments.output),

@@ -56,7 +56,7 @@ def restore_identity(arguments: Namespace) -> Result:
     from ..face_outcomes import choose, mean_likeness
     from ..faces import load_face_detector
     from ..images import load_mask, load_photo, resize, save_image
-    from ..marks import check_suffix, read_mark
+    from ..marks import check_suffix, mark_after
     from ..restore import Rise
     from ..sefi.identity import load as load_identity
     from .pictures import PERSONAL_PROMPT, fill_personal, redraw_faces, report
@@ -90,7 +90,7 @@ def restore_identity(arguments: Namespace) -> Result:
         with person as restorer:
             redrawn = redraw_faces(image, faces, restorer, region=region, face_index=arguments.face_index, guard=guard)
     is_changed = any(outcome.fate == "restored" for outcome in redrawn.outcomes)
-    save_image(redrawn.image, arguments.output, read_mark(arguments.input) or ("retouched" if is_changed else None))
+    save_image(redrawn.image, arguments.output, mark_after(arguments.input, is_changed))
     before, after = mean_likeness(redrawn.outcomes) or (None, None)
     return {
         "output": str(arguments.output),
